@@ -1,0 +1,158 @@
+"""What the sources hand to the model: small immutable records, and the events that carry them.
+
+A record holds only what the dataplane reads of an object. Endpoints are packed: a slice keeps, per distinct
+*traits* (conditions, locality, hints), one run of 16-byte addresses, so that choosing endpoints looks at traits
+(a handful) and not at endpoints (a thousand).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import msgspec
+
+ADDRESS_SIZE = 16
+
+
+class Kind(enum.StrEnum):
+    """The kinds of objects that are watched."""
+
+    SERVICE = "Service"
+    ENDPOINT_SLICE = "EndpointSlice"
+    NODE = "Node"
+
+
+class Family(enum.IntEnum):
+    """An IP family, by its usual number."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+
+class Protocol(enum.IntEnum):
+    """A transport protocol, by its IANA number."""
+
+    TCP = 6
+    UDP = 17
+    SCTP = 132
+
+
+class ObjectKey(NamedTuple):
+    """Namespace and name; the namespace of a cluster-scoped object is empty."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+class ServicePort(msgspec.Struct, frozen=True, gc=False):
+    """One port of a Service; ``number`` is the port clients use."""
+
+    name: str
+    protocol: Protocol
+    number: int
+
+
+class ServiceRecord(msgspec.Struct, frozen=True, gc=False):
+    """A Service as the dataplane sees it.
+
+    ``cluster_ips`` holds 16-byte addresses (IPv4 as ``::ffff:a.b.c.d``), at most one of each family, and is empty
+    for a Service that has nothing to program (headless, ExternalName, another proxy's).
+    ``created`` is the creation timestamp as RFC 3339 text; it breaks ties between claims to one frontend.
+    """
+
+    key: ObjectKey
+    cluster_ips: tuple[bytes, ...]
+    ports: tuple[ServicePort, ...]
+    internal_local: bool = False
+    created: str = ""
+
+
+class Traits(msgspec.Struct, frozen=True, gc=False):
+    """What the endpoints of one run have in common.
+
+    ``zones`` is None where the endpoint carries no zone hint. ``node_hint`` is None where it carries no node hint,
+    else whether the hint names this node.
+    Source: discovery.k8s.io/v1 Endpoint.conditions, .nodeName, .hints; KEP-2433, KEP-3015.
+    """
+
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    local: bool = False
+    zones: frozenset[str] | None = None
+    node_hint: bool | None = None
+
+
+class SlicePort(msgspec.Struct, frozen=True, gc=False):
+    """One port of an EndpointSlice; ``number`` is the port the pods listen on."""
+
+    name: str
+    protocol: Protocol
+    number: int
+
+
+class SliceRecord(msgspec.Struct, frozen=True, gc=False):
+    """An EndpointSlice: each run is its traits and its endpoints' addresses, 16 bytes each, end to end."""
+
+    key: ObjectKey
+    service: ObjectKey
+    family: Family
+    ports: tuple[SlicePort, ...]
+    runs: tuple[tuple[Traits, bytes], ...]
+    changed_at: float | None = None
+    """Unix time of the change that caused this version, from ``endpoints.kubernetes.io/last-change-trigger-time``."""
+
+
+class NodeRecord(msgspec.Struct, frozen=True, gc=False):
+    """This node: zone, addresses and pod ranges (as text), and whether it is about to go."""
+
+    name: str
+    zone: str = ""
+    addresses: tuple[str, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+    deleting: bool = False
+    """A deletion timestamp, or the cluster autoscaler's ``ToBeDeletedByClusterAutoscaler`` taint."""
+
+
+Record = ServiceRecord | SliceRecord | NodeRecord
+
+
+class ListStarted(msgspec.Struct, frozen=True, gc=False):
+    """A full list of ``kind`` begins; until it has ended, what it does not mention stays."""
+
+    kind: Kind
+
+
+class ListEnded(msgspec.Struct, frozen=True, gc=False):
+    """The full list of ``kind`` is complete: what it did not mention is gone."""
+
+    kind: Kind
+
+
+class Upsert(msgspec.Struct, frozen=True, gc=False):
+    """An object exists and says this."""
+
+    record: Record
+
+
+class Delete(msgspec.Struct, frozen=True, gc=False):
+    """An object is gone."""
+
+    kind: Kind
+    key: ObjectKey
+
+
+class Malformed(msgspec.Struct, frozen=True, gc=False):
+    """An object exists and cannot be read: what it said before stays."""
+
+    kind: Kind
+    key: ObjectKey
+    field: str
+    reason: str
+
+
+Event = ListStarted | ListEnded | Upsert | Delete | Malformed

@@ -1,0 +1,1 @@
+"""Everything that touches the kernel: bpf(2), maps, links, cgroups."""

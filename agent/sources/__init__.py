@@ -1,0 +1,1 @@
+"""Where objects come from: the Kubernetes API or a directory of manifests."""

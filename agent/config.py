@@ -1,0 +1,179 @@
+"""The configuration of the agent: from a file, from flags, from the environment, else defaults.
+
+Where kube-proxy has the concept, the field has its name there, so that its KubeProxyConfiguration is valid here.
+Everything wrong is reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent import config_values
+from agent.config_fields import Reading, read_document, read_fields
+from agent.config_values import BindAddress, Network, go_duration
+from agent.errors import ConfigError
+
+_DEBUG_VERBOSITY = 4  # klog's convention: from 4 on, messages are for debugging
+_HEALTHZ = BindAddress("0.0.0.0", 10256)
+_METRICS = BindAddress("127.0.0.1", 10249)
+
+_ATTRIBUTES = {
+    "manifests": "manifests",
+    "clientConnection.kubeconfig": "kubeconfig",
+    "apiServer": "api_server",
+    "clusterCIDR": "cluster_cidrs",
+    "cgroupRoot": "cgroup_root",
+    "stateDir": "state_dir",
+    "bpffs": "bpffs",
+    "socketLB": "socket_lb",
+    "rememberPeer": "remember_peer",
+    "healthzBindAddress": "healthz_address",
+    "metricsBindAddress": "metrics_address",
+    "bindAddressHardFail": "bind_address_hard_fail",
+    "syncPeriod": "sync_period_s",
+    "driftCheckPeriod": "drift_check_period_s",
+    "oomScoreAdj": "oom_score_adj",
+    "logFormat": "log_format",
+    "logLevel": "log_level",
+}
+_SIZES = {
+    "mapSizes.frontends": "frontends",
+    "mapSizes.segments": "segments",
+    "mapSizes.socketOrigins": "socket_origins",
+    "mapSizes.peerOrigins": "peer_origins",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MapSizes:
+    """The capacity of each map, in entries."""
+
+    frontends: int = 32768
+    segments: int = 196608
+    socket_origins: int = 32768
+    """A power of two."""
+    peer_origins: int = 16384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What one agent runs with.
+
+    ``cluster_cidrs``: where pods are; () = unknown. An address of None: that server does not listen.
+    ``oom_score_adj`` of None: left as it is. ``unused``: fields that were set and have no effect.
+    """
+
+    node_name: str
+    manifests: Path | None = None
+    kubeconfig: Path | None = None
+    api_server: str = ""
+    cluster_cidrs: tuple[Network, ...] = ()
+    cgroup_root: Path | None = None
+    state_dir: Path = Path("/run/ebproxy")
+    bpffs: Path = Path("/sys/fs/bpf")
+    socket_lb: str = "all"
+    """``all``, ``host`` or ``off``: how much the socket hooks take over."""
+    remember_peer: bool = True
+    """Whether getpeername reports the address that was asked for; it costs a little for every connect."""
+    healthz_address: BindAddress | None = _HEALTHZ
+    metrics_address: BindAddress | None = _METRICS
+    bind_address_hard_fail: bool = False
+    sync_period_s: float = 30.0
+    drift_check_period_s: float = 300.0
+    oom_score_adj: int | None = None
+    map_sizes: MapSizes = MapSizes()
+    log_format: str = "json"
+    log_level: str = "info"
+    unused: tuple[str, ...] = ()
+
+
+def load(
+    config_file: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] = os.environ,
+    hostname: str | None = None,
+) -> Config:
+    """Read the configuration; ``overrides`` (flags) have the fields' dotted paths and win over the file.
+
+    Raises ConfigError, with every fault of the file and of the flags.
+    """
+    file, flags = Reading(), Reading()
+    if config_file:
+        read_fields(read_document(config_file), file)
+    read_fields(overrides or {}, flags, keeps_empty=True)
+    node_name = _node_name(file, flags, environment, hostname or socket.gethostname())
+    faults = (*file.faults, *flags.faults)
+    if faults:
+        raise ConfigError(faults)
+    return _assemble(node_name, file.values | flags.values, tuple(file.unused + flags.unused))
+
+
+def _node_name(file: Reading, flags: Reading, environment: Mapping[str, str], hostname: str) -> str:
+    """Choose the node's name: a flag, then the file, then NODE_NAME, then the host's own."""
+    for values in (flags.values, file.values):
+        for path in ("nodeName", "hostnameOverride"):
+            if path in values:
+                return str(values[path])
+    source, name = ("NODE_NAME", environment["NODE_NAME"]) if environment.get("NODE_NAME") else ("hostname", hostname)
+    try:
+        return config_values.node_name(name)
+    except ValueError as error:
+        file.faults.append(f"nodeName: {source} {error}")
+        return ""
+
+
+def _assemble(node_name: str, values: Mapping[str, object], unused: tuple[str, ...]) -> Config:
+    given: dict[str, Any] = {attribute: values[path] for path, attribute in _ATTRIBUTES.items() if path in values}
+    sizes: dict[str, Any] = {attribute: values[path] for path, attribute in _SIZES.items() if path in values}
+    return Config(
+        node_name=node_name,
+        map_sizes=MapSizes(**sizes),
+        unused=unused,
+        **_implied(values) | given,
+    )
+
+
+def _implied(values: Mapping[str, object]) -> dict[str, Any]:
+    """Derive what kube-proxy's other fields say of ours, for where ours are not set.
+
+    Source: SetDefaults_KubeProxyConfiguration: listening addresses follow the family of bindAddress.
+    """
+    implied: dict[str, Any] = {}
+    if ":" in str(values.get("bindAddress", "")):
+        implied |= {"healthz_address": BindAddress("::", 10256), "metrics_address": BindAddress("::1", 10249)}
+    section = f"{values.get('mode', 'iptables')}.syncPeriod"
+    if section in values:
+        implied["sync_period_s"] = values[section]
+    if "logging.format" in values:
+        implied["log_format"] = values["logging.format"]
+    if int(str(values.get("logging.verbosity", 0))) >= _DEBUG_VERBOSITY:
+        implied["log_level"] = "debug"
+    return implied
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Write ``config`` with the names and the forms a configuration file has: loading it gives ``config`` again."""
+    flat = {path: getattr(config, attribute) for path, attribute in _ATTRIBUTES.items()}
+    flat |= {"nodeName": config.node_name}
+    flat |= {path: getattr(config.map_sizes, attribute) for path, attribute in _SIZES.items()}
+    nested: dict[str, Any] = {}
+    for path, value in sorted(flat.items()):
+        section, _, name = path.rpartition(".")
+        target = nested.setdefault(section, {}) if section else nested
+        target[name] = _written(path, value)
+    return nested
+
+
+def _written(path: str, value: object) -> object:
+    if path.endswith("BindAddress"):
+        return str(value or BindAddress("0.0.0.0", 0))
+    if path.endswith("Period"):
+        return go_duration(float(str(value)))
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,184 @@
+"""The layout shared with the BPF programs: structs by field, maps by kind.
+
+``bpf/types.h`` is the truth; the loader reports what the compiler made of it and the agent compares the two before
+it runs. Addresses and ports are kept in network byte order, everything else in the host's.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from agent.core.records import Protocol
+
+
+class MapKind(enum.StrEnum):
+    """The kinds of map, by the field's usual names."""
+
+    HASH = "hash"
+    ARRAY = "array"
+    PERCPU_ARRAY = "percpu_array"
+    LRU_HASH = "lru_hash"
+
+
+class Field(NamedTuple):
+    """A struct member: size and offset in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A struct: its members in order, its size in bytes, and its packer."""
+
+    name: str
+    fields: tuple[Field, ...]
+    packer: struct.Struct
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.packer.size
+
+
+def _layout(name: str, **formats: str) -> Layout:
+    fields: list[Field] = []
+    offset = 0
+    for field, form in formats.items():
+        size = struct.calcsize("=" + form)
+        fields.append(Field(field, offset, size))
+        offset += size
+    return Layout(name, tuple(fields), struct.Struct("=" + "".join(formats.values())))
+
+
+# Ports are packed as two bytes already in network order (see port_bytes).
+FRONTEND_KEY = _layout("frontend_key", address="16s", port="2s", protocol="B", pad="B")
+FRONTEND = _layout("frontend", service="I", inside="I", outside="I", affinity_timeout="I", flags="I")
+SLOT = _layout("slot", address="16s", port="2s", flags="H", count="I")
+ORIGIN = _layout("origin", cookie="Q", address="16s", port="2s", backend_port="2s", backend_word="4s")
+PEER_KEY = _layout("peer_key", cookie="Q", address="16s", port="2s", pad="H", pad2="I")
+PEER_ORIGIN = _layout("peer_origin", address="16s", port="2s", pad="H")
+U32 = _layout("u32", value="I")
+U64 = _layout("u64", value="Q")
+
+SEGMENT_DROP = 1
+BASE_REJECT = 0
+BASE_DROP = 1
+FIRST_FREE_SLOT = 2
+
+
+class Counter(enum.IntEnum):
+    """Indexes of the ``counters`` map (``enum counter``)."""
+
+    REJECTED = 0
+    DROPPED = 1
+    ORIGIN_SPILLED = 2
+    ORIGIN_LOST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A map: its kind, layouts and capacity. ``carries_over`` = holds the state of sockets, kept across layouts."""
+
+    name: str
+    kind: MapKind
+    key: Layout
+    value: Layout
+    max_entries: int
+    carries_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MapSizes:
+    """Capacities, in entries. ``socket_origins`` is a power of two."""
+
+    frontends: int = 32_768
+    segments: int = 196_608
+    socket_origins: int = 32_768
+    peer_origins: int = 16_384
+
+
+def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
+    """Every map of ``bpf/maps.h``, at these sizes."""
+    return (
+        MapSpec("frontends", MapKind.HASH, FRONTEND_KEY, FRONTEND, sizes.frontends),
+        MapSpec("segments", MapKind.ARRAY, U32, SLOT, sizes.segments),
+        MapSpec("socket_origins", MapKind.ARRAY, U32, ORIGIN, sizes.socket_origins, carries_over=True),
+        MapSpec("peer_origins", MapKind.LRU_HASH, PEER_KEY, PEER_ORIGIN, sizes.peer_origins, carries_over=True),
+        MapSpec("counters", MapKind.PERCPU_ARRAY, U32, U64, len(Counter), carries_over=True),
+    )
+
+
+def layout_id(specs: tuple[MapSpec, ...]) -> str:
+    """Name a set of maps by what it looks like: any change of layout or size changes it. 12 hexadecimal digits."""
+    description = repr([(s.name, s.kind.value, s.key.fields, s.value.fields, s.max_entries) for s in specs])
+    return hashlib.sha256(description.encode()).hexdigest()[:12]
+
+
+def port_bytes(port: int) -> bytes:
+    """A port in network byte order."""
+    return port.to_bytes(2, "big")
+
+
+class FrontendKey(NamedTuple):
+    """What a client asks for; ``address`` is 16 bytes."""
+
+    address: bytes
+    port: int
+    protocol: Protocol
+
+    def pack(self) -> bytes:
+        """Lay out as ``struct frontend_key``."""
+        return FRONTEND_KEY.packer.pack(self.address, port_bytes(self.port), self.protocol, 0)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> FrontendKey:
+        """Read a ``struct frontend_key``."""
+        address, port, protocol, _ = FRONTEND_KEY.packer.unpack(raw)
+        return cls(address, int.from_bytes(port, "big"), Protocol(protocol))
+
+
+class Frontend(NamedTuple):
+    """What a frontend leads to."""
+
+    service: int
+    inside: int
+    outside: int
+    affinity_timeout: int = 0
+    flags: int = 0
+
+    def pack(self) -> bytes:
+        """Lay out as ``struct frontend``."""
+        return FRONTEND.packer.pack(*self)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Frontend:
+        """Read a ``struct frontend``."""
+        return cls(*FRONTEND.packer.unpack(raw))
+
+
+def pack_backends(addresses: bytes, port: int) -> list[bytes]:
+    """Lay out endpoints (16-byte addresses, end to end) that share a port as one ``struct slot`` each."""
+    tail = port_bytes(port) + bytes(6)
+    return [addresses[i : i + 16] + tail for i in range(0, len(addresses), 16)]
+
+
+def unpack_backend(raw: bytes) -> tuple[bytes, int]:
+    """Read a backend's 16-byte address and port."""
+    return raw[:16], int.from_bytes(raw[16:18], "big")
+
+
+def pack_header(count: int, *, drop: bool) -> bytes:
+    """Lay out the header of a segment."""
+    return SLOT.packer.pack(bytes(16), bytes(2), SEGMENT_DROP if drop else 0, count)
+
+
+def unpack_header(raw: bytes) -> tuple[int, bool]:
+    """Read a header: the number of backends, and whether an empty segment is silent."""
+    _, _, flags, count = SLOT.packer.unpack(raw)
+    return count, bool(flags & SEGMENT_DROP)

@@ -1,0 +1,153 @@
+"""The model: the latest record of every object, and which Services changed since they were last resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.core.records import (
+    Delete,
+    Event,
+    Kind,
+    ListEnded,
+    ListStarted,
+    Malformed,
+    NodeRecord,
+    ObjectKey,
+    Record,
+    ServiceRecord,
+    SliceRecord,
+    Upsert,
+)
+from agent.core.services import DesiredPort, resolve
+
+
+class Model:
+    """Objects by kind and key. ``dirty`` holds the Services to resolve again; whoever does takes them out.
+
+    Until every kind has delivered its first full list (``is_synced``) the model is not to be believed: what is
+    missing may only not have been said yet.
+    """
+
+    def __init__(self, node_name: str) -> None:
+        self.node = NodeRecord(node_name)
+        self.node_exists: bool | None = None
+        self.services: dict[ObjectKey, ServiceRecord] = {}
+        self.slices: dict[ObjectKey, tuple[SliceRecord, ...]] = {}
+        self.dirty: set[ObjectKey] = set()
+        self.malformed: dict[tuple[Kind, ObjectKey], Malformed] = {}
+        self.unsynced: set[Kind] = set(Kind)
+        self._owner_of_slice: dict[ObjectKey, ObjectKey] = {}
+        self._mentioned: dict[Kind, set[ObjectKey]] = {}
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether every kind has delivered its first full list."""
+        return not self.unsynced
+
+    def apply(self, event: Event) -> None:
+        """Take in one event; the same events in the same order leave the same model."""
+        match event:
+            case Upsert(record):
+                self._upsert(record)
+            case Delete(kind, key):
+                self._delete(kind, key)
+            case Malformed(kind, key):
+                self.malformed[kind, key] = event
+                self._mention(kind, key)
+            case ListStarted(kind):
+                self._mentioned[kind] = set()
+            case ListEnded(kind):
+                self._end_list(kind)
+
+    def desired(self, key: ObjectKey) -> Iterator[DesiredPort]:
+        """Resolve one Service; nothing where there is none."""
+        service = self.services.get(key)
+        if service:
+            yield from resolve(service, self.slices.get(key, ()), self.node.zone)
+
+    def _mention(self, kind: Kind, key: ObjectKey) -> None:
+        if kind in self._mentioned:
+            self._mentioned[kind].add(key)
+
+    def _upsert(self, record: Record) -> None:
+        match record:
+            case SliceRecord():
+                self._forget_fault(Kind.ENDPOINT_SLICE, record.key)
+                self._put_slice(record)
+            case ServiceRecord():
+                self._forget_fault(Kind.SERVICE, record.key)
+                if self.services.get(record.key) != record:
+                    self.services[record.key] = record
+                    self.dirty.add(record.key)
+            case NodeRecord():
+                self._forget_fault(Kind.NODE, ObjectKey("", record.name))
+                self._put_node(record)
+
+    def _forget_fault(self, kind: Kind, key: ObjectKey) -> None:
+        self._mention(kind, key)
+        self.malformed.pop((kind, key), None)
+
+    def _put_node(self, record: NodeRecord) -> None:
+        if record.name != self.node.name:
+            return
+        if record.zone != self.node.zone:
+            self.dirty.update(self.services)
+        self.node = record
+        self.node_exists = True
+
+    def _put_slice(self, record: SliceRecord) -> None:
+        owner = self._owner_of_slice.get(record.key)
+        if owner is not None and owner != record.service:
+            self._drop_slice(record.key)  # its label moved it to another Service
+        pieces = self.slices.get(record.service, ())
+        if record in pieces:
+            return
+        self._owner_of_slice[record.key] = record.service
+        self.slices[record.service] = (*(piece for piece in pieces if piece.key != record.key), record)
+        self.dirty.add(record.service)
+
+    def _drop_slice(self, key: ObjectKey) -> None:
+        owner = self._owner_of_slice.pop(key, None)
+        if owner is None:
+            return
+        rest = tuple(piece for piece in self.slices[owner] if piece.key != key)
+        if rest:
+            self.slices[owner] = rest
+        else:
+            del self.slices[owner]
+        self.dirty.add(owner)
+
+    def _delete(self, kind: Kind, key: ObjectKey) -> None:
+        self.malformed.pop((kind, key), None)
+        if kind in self._mentioned:
+            self._mentioned[kind].discard(key)
+        match kind:
+            case Kind.SERVICE:
+                if self.services.pop(key, None):
+                    self.dirty.add(key)
+            case Kind.ENDPOINT_SLICE:
+                self._drop_slice(key)
+            case Kind.NODE:
+                if key.name == self.node.name:
+                    self.node_exists = False
+
+    def _end_list(self, kind: Kind) -> None:
+        mentioned = self._mentioned.pop(kind, None)
+        if mentioned is None:
+            return
+        for key in self._known(kind) - mentioned:
+            self._delete(kind, key)
+        if kind is Kind.NODE and self.node_exists is None:
+            self.node_exists = False
+        self.unsynced.discard(kind)
+
+    def _known(self, kind: Kind) -> set[ObjectKey]:
+        known = {key for fault_kind, key in self.malformed if fault_kind is kind}
+        match kind:
+            case Kind.SERVICE:
+                known |= self.services.keys()
+            case Kind.ENDPOINT_SLICE:
+                known |= self._owner_of_slice.keys()
+            case Kind.NODE:
+                known |= {ObjectKey("", self.node.name)} if self.node_exists else set()
+        return known

@@ -1,0 +1,324 @@
+"""Plans: the writes that take the kernel's maps from what they hold to what is desired, one Service at a time.
+
+The order of a plan's writes keeps one invariant: after every prefix of it, no frontend leads to a segment or backend
+that is not there, and no connection of an untouched service notices.
+
+    backends -> headers -> frontends -> removed frontends -> freed segments
+
+A segment that keeps its size is edited in place: a new backend goes into the hole a removed one leaves, or behind the
+last; a hole that stays is filled with the last backend before the header's count is lowered. One that outgrows its
+block is written anew elsewhere, and the frontends are turned to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, SLOT, Frontend, pack_header
+from agent.core.records import ObjectKey
+from agent.core.segments import SegmentAllocator, order_for
+from agent.core.services import Backends, DesiredPort, PortName
+from agent.errors import CapacityError
+
+
+@dataclass(slots=True)
+class Plan:
+    """Writes, by phase. ``backends`` are runs of slots: (first slot, slots end to end)."""
+
+    backends: list[tuple[int, bytes]] = field(default_factory=list)
+    headers: list[tuple[int, bytes]] = field(default_factory=list)
+    frontends: dict[bytes, bytes] = field(default_factory=dict)
+    removed_frontends: dict[bytes, None] = field(default_factory=dict)
+    freed: list[tuple[int, int]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.backends or self.headers or self.frontends or self.removed_frontends or self.freed)
+
+    def set_frontend(self, key: bytes, value: bytes) -> None:
+        """Write a frontend; a removal planned before is taken back."""
+        self.removed_frontends.pop(key, None)
+        self.frontends[key] = value
+
+    def remove_frontend(self, key: bytes) -> None:
+        """Remove a frontend; a write planned before is taken back."""
+        self.frontends.pop(key, None)
+        self.removed_frontends[key] = None
+
+
+@dataclass(slots=True)
+class Placement:
+    """Where one service port of one family is in the kernel.
+
+    ``base`` is its segment, of ``1 << order`` slots, or a shared empty one (order 0, nothing owned). ``slots`` are
+    its backends end to end, in the order of the array.
+    """
+
+    service: ObjectKey
+    port: PortName
+    service_id: int
+    created: str
+    base: int = BASE_REJECT
+    order: int = 0
+    slots: bytes = b""
+    is_silent: bool = False
+    frontends: tuple[bytes, ...] = ()
+
+    @property
+    def owns_segment(self) -> bool:
+        """Whether the segment is its own rather than a shared empty one."""
+        return self.base >= FIRST_FREE_SLOT
+
+    @property
+    def count(self) -> int:
+        """The number of backends."""
+        return len(self.slots) // SLOT.size
+
+    @property
+    def value(self) -> bytes:
+        """What its frontends hold."""
+        return Frontend(self.service_id, self.base, self.base).pack()
+
+    @property
+    def rank(self) -> tuple[str, ObjectKey, PortName]:
+        """Who keeps a frontend that two claim: the older Service, then the one whose name sorts first."""
+        return (self.created, self.service, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """What the maps held when they were read: frontends by key, and every segment that one leads to, by base."""
+
+    frontends: dict[bytes, Frontend]
+    segments: dict[int, tuple[bytes, bool]]
+
+
+class Planner:
+    """Knows what is in the kernel, and plans the way from there to what is desired.
+
+    Plans are to be applied in the order they are made. When one fails half-way, this object no longer knows what the
+    kernel holds: start anew with what is read back.
+    """
+
+    def __init__(self, segment_slots: int, frontend_limit: int, state: KernelState) -> None:
+        self.allocator = SegmentAllocator(segment_slots)
+        self.frontend_limit = frontend_limit
+        self.placements: dict[ObjectKey, list[Placement]] = {}
+        self.degraded: dict[tuple[ObjectKey, PortName], str] = {}
+        self.to_replan: set[ObjectKey] = set()
+        """Services whose turn has come because another let go of what they claim."""
+        self._owners: dict[bytes, Placement] = {}
+        self._losers: dict[bytes, set[ObjectKey]] = {}
+        self._found = dict(state.frontends)
+        self._found_segments: dict[int, tuple[int, bytes, bool]] = {}
+        self._next_id = 1 + max((frontend.service for frontend in state.frontends.values()), default=0)
+        for base, (slots, is_silent) in sorted(state.segments.items()):
+            order = order_for(1 + len(slots) // SLOT.size)
+            if base >= FIRST_FREE_SLOT and self.allocator.reserve(base, order):
+                self._found_segments[base] = (order, slots, is_silent)
+
+    @property
+    def frontend_count(self) -> int:
+        """Frontends in the kernel once every plan so far is applied."""
+        return len(self._owners) + len(self._found)
+
+    def plan_service(self, key: ObjectKey, created: str, desired: Iterable[DesiredPort], plan: Plan) -> None:
+        """Add to a plan what makes one Service as desired.
+
+        A port that does not fit keeps what it has in the kernel and says why in ``degraded``.
+        """
+        current = {placement.port: placement for placement in self.placements.pop(key, ())}
+        kept: list[Placement] = []
+        wanted = list(desired)
+        for port in current.keys() - {port.port for port in wanted}:
+            self._remove(current[port], plan)
+        for want in wanted:
+            placement = current.get(want.port) or self._adopt(key, created, want, plan)
+            placement.created = created
+            kept.append(placement)
+            self._place(placement, want, plan)
+        if kept:
+            self.placements[key] = kept
+
+    def plan_leftovers(self, plan: Plan) -> None:
+        """Remove what was found in the kernel and no Service has claimed. Only right after every Service was planned."""
+        for key in self._found:
+            plan.remove_frontend(key)
+        for base, (order, _, _) in self._found_segments.items():
+            plan.freed.append((base, order))
+        self._found.clear()
+        self._found_segments.clear()
+
+    def differences(self, state: KernelState) -> int:
+        """Count frontends and segments that are not in the kernel as they were planned."""
+        planned = {frontend: owner.value for frontend, owner in self._owners.items()}
+        count = sum(planned.get(key) != found.pack() for key, found in state.frontends.items())
+        count += len(planned.keys() - state.frontends.keys())
+        for placements in self.placements.values():
+            for placement in placements:
+                if placement.owns_segment and placement.frontends:
+                    count += state.segments.get(placement.base) != (placement.slots, placement.is_silent)
+        return count
+
+    def _adopt(self, key: ObjectKey, created: str, want: DesiredPort, plan: Plan) -> Placement:
+        """Begin a placement with what a former agent left for the same frontend, if it did."""
+        placement = Placement(key, want.port, 0, created)
+        for frontend in want.frontends:
+            found = self._found.get(frontend)
+            if found is None:
+                continue
+            segment = self._found_segments.pop(found.inside, None)
+            if found.inside < FIRST_FREE_SLOT:
+                placement.base, placement.is_silent = found.inside, found.inside == BASE_DROP
+            elif segment:
+                placement.base = found.inside
+                placement.order, placement.slots, placement.is_silent = segment
+            else:
+                continue
+            placement.service_id = found.service
+            self._take_found(frontend, placement, plan)
+            break
+        if not placement.service_id:
+            placement.service_id, self._next_id = self._next_id, self._next_id + 1
+        return placement
+
+    def _take_found(self, frontend: bytes, placement: Placement, plan: Plan) -> None:
+        """Make a frontend that was found a placement's own."""
+        found = self._found.pop(frontend)
+        self._owners[frontend] = placement
+        placement.frontends += (frontend,)
+        if found.pack() != placement.value:
+            plan.set_frontend(frontend, placement.value)
+
+    def _place(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
+        self.degraded.pop((placement.service, placement.port), None)
+        before = placement.value
+        granted = self._claim(placement, want.frontends)
+        try:
+            self._check_room(granted)
+            if granted or placement.owns_segment:
+                self._place_backends(placement, want.inside, plan)
+        except CapacityError as error:
+            self._degrade(placement, str(error))
+            if not placement.owns_segment:
+                return
+        self._place_frontends(placement, granted, before, plan)
+
+    def _degrade(self, placement: Placement, reason: str) -> None:
+        self.degraded[placement.service, placement.port] = reason
+
+    def _claim(self, placement: Placement, frontends: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Find which of the frontends a placement wants are its to have."""
+        granted = []
+        for frontend in frontends:
+            owner = self._owners.get(frontend)
+            if owner is None or owner is placement or placement.rank < owner.rank:
+                granted.append(frontend)
+                continue
+            self._losers.setdefault(frontend, set()).add(placement.service)
+            self._degrade(placement, f"its address and port belong to service {owner.service}")
+        return tuple(granted)
+
+    def _check_room(self, granted: tuple[bytes, ...]) -> None:
+        added = sum(frontend not in self._owners and frontend not in self._found for frontend in granted)
+        if added and self.frontend_count + added > self.frontend_limit:
+            raise CapacityError("frontends", added, self.frontend_limit)
+
+    def _place_frontends(self, placement: Placement, granted: tuple[bytes, ...], before: bytes, plan: Plan) -> None:
+        for frontend in set(placement.frontends) - set(granted):
+            self._release_frontend(frontend, plan)
+        placement.frontends = granted
+        is_turned = placement.value != before
+        for frontend in granted:
+            owner = self._owners.get(frontend)
+            if owner is placement and not is_turned:
+                continue
+            if owner is not None and owner is not placement:
+                self._dispossess(owner, frontend, placement)
+            self._found.pop(frontend, None)
+            self._owners[frontend] = placement
+            plan.set_frontend(frontend, placement.value)
+
+    def _dispossess(self, owner: Placement, frontend: bytes, winner: Placement) -> None:
+        owner.frontends = tuple(key for key in owner.frontends if key != frontend)
+        self._losers.setdefault(frontend, set()).add(owner.service)
+        self._degrade(owner, f"its address and port belong to service {winner.service}")
+
+    def _release_frontend(self, frontend: bytes, plan: Plan) -> None:
+        del self._owners[frontend]
+        plan.remove_frontend(frontend)
+        self.to_replan |= self._losers.pop(frontend, set())
+
+    def _remove(self, placement: Placement, plan: Plan) -> None:
+        self.degraded.pop((placement.service, placement.port), None)
+        for frontend in placement.frontends:
+            self._release_frontend(frontend, plan)
+        self._free_segment(placement, plan)
+
+    def _free_segment(self, placement: Placement, plan: Plan) -> None:
+        if placement.owns_segment:
+            plan.freed.append((placement.base, placement.order))
+
+    def _place_backends(self, placement: Placement, want: Backends, plan: Plan) -> None:
+        needed = 1 + len(want.slots)
+        if not want.slots and not placement.owns_segment:
+            placement.base = BASE_DROP if want.is_silent else BASE_REJECT
+            placement.is_silent = want.is_silent
+        elif not placement.owns_segment or needed > 1 << placement.order:
+            self._grow(placement, want, plan)
+        elif want.slots and needed <= 1 << placement.order >> 2:
+            self._shrink(placement, want, plan)
+        else:
+            self._edit(placement, want, plan)
+
+    def _move(self, placement: Placement, want: Backends, plan: Plan) -> None:
+        """Write the backends into a new segment of the right size. Raises: CapacityError, with nothing changed."""
+        order = order_for(1 + len(want.slots))
+        base = self.allocator.allocate(order)
+        self._free_segment(placement, plan)
+        placement.base, placement.order = base, order
+        placement.slots = b"".join(want.slots)
+        placement.is_silent = want.is_silent
+        plan.backends.append((base + 1, placement.slots))
+        plan.headers.append((base, pack_header(len(want.slots), drop=want.is_silent)))
+
+    def _shrink(self, placement: Placement, want: Backends, plan: Plan) -> None:
+        """Move to a smaller segment; where there is no room for that, stay."""
+        try:
+            self._move(placement, want, plan)
+        except CapacityError:
+            self._edit(placement, want, plan)
+
+    def _grow(self, placement: Placement, want: Backends, plan: Plan) -> None:
+        """Move to a larger segment; where there is none, drop what is gone and take in what fits. Raises: CapacityError."""
+        try:
+            self._move(placement, want, plan)
+        except CapacityError:
+            if placement.owns_segment:
+                had = set(split_slots(placement.slots))
+                by_age = sorted(want.slots, key=lambda slot: slot not in had)
+                fitting = tuple(by_age[: (1 << placement.order) - 1])
+                self._edit(placement, Backends(fitting, is_silent=False), plan)
+            raise
+
+    def _edit(self, placement: Placement, want: Backends, plan: Plan) -> None:
+        """Change a segment in place, writing only the slots that differ."""
+        slots = split_slots(placement.slots)
+        count, before = len(want.slots), len(slots)
+        wanted = set(want.slots)
+        staying = {slot for slot in slots[:count] if slot in wanted}
+        incoming = iter([slot for slot in want.slots if slot not in staying])
+        slots = slots[:count] + [b""] * (count - before)
+        for index, slot in enumerate(slots):
+            if slot not in staying:
+                slots[index] = next(incoming)
+                plan.backends.append((placement.base + 1 + index, slots[index]))
+        if count != before or (not count and want.is_silent != placement.is_silent):
+            plan.headers.append((placement.base, pack_header(count, drop=want.is_silent)))
+        placement.slots = b"".join(slots)
+        placement.is_silent = want.is_silent
+
+
+def split_slots(slots: bytes) -> list[bytes]:
+    """Cut slots that stand end to end."""
+    return [slots[i : i + SLOT.size] for i in range(0, len(slots), SLOT.size)]

@@ -1,0 +1,70 @@
+"""Resolve a Service and its slices into service ports: frontends and the backends behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from agent.core.abi import FrontendKey, pack_backends
+from agent.core.addresses import family_of
+from agent.core.records import Family, Protocol, ServicePort, ServiceRecord, SliceRecord
+from agent.core.topology import Run, categorize
+
+
+class PortName(NamedTuple):
+    """A service port within its Service; each family has its own endpoints and is resolved by itself."""
+
+    name: str
+    protocol: Protocol
+    family: Family
+
+    def __str__(self) -> str:
+        name = self.name or "-"
+        return f"{name}/{self.protocol.name}/IPv{self.family.value}"
+
+
+class Backends(NamedTuple):
+    """The backends a client gets, as ``struct slot`` each, without duplicates.
+
+    ``is_silent``: where there are none, whether the client hears nothing (endpoints exist, none of them for it).
+    """
+
+    slots: tuple[bytes, ...]
+    is_silent: bool
+
+
+class DesiredPort(NamedTuple):
+    """What one service port of one family should be in the kernel. ``frontends`` are packed keys."""
+
+    port: PortName
+    frontends: tuple[bytes, ...]
+    inside: Backends
+
+
+def resolve(service: ServiceRecord, slices: Sequence[SliceRecord], zone: str) -> Iterator[DesiredPort]:
+    """Resolve every port of a Service in every family it has a cluster IP of."""
+    for address in service.cluster_ips:
+        family = family_of(address)
+        matching = [piece for piece in slices if piece.family is family]
+        for port in service.ports:
+            frontend = FrontendKey(address, port.number, port.protocol).pack()
+            inside = _inside(_runs(port, matching), zone, is_local=service.internal_local)
+            yield DesiredPort(PortName(port.name, port.protocol, family), (frontend,), inside)
+
+
+def _runs(port: ServicePort, slices: Sequence[SliceRecord]) -> list[Run]:
+    """Endpoints of a service port: slices name their ports alike, and give each its own number."""
+    return [
+        Run(traits, addresses, target.number)
+        for piece in slices
+        for target in piece.ports
+        if target.name == port.name and target.protocol is port.protocol
+        for traits, addresses in piece.runs
+    ]
+
+
+def _inside(runs: Sequence[Run], zone: str, *, is_local: bool) -> Backends:
+    reachable = categorize(runs, zone)
+    chosen = reachable.local if is_local else reachable.cluster
+    slots = [slot for run in chosen for slot in pack_backends(run.addresses, run.port)]
+    return Backends(tuple(dict.fromkeys(slots)), is_silent=not slots and reachable.anywhere)

@@ -1,0 +1,81 @@
+"""Which endpoints this node may use: readiness, locality, hints.
+
+Works on runs of endpoints that share their traits, so its cost follows the number of distinct traits.
+Source: KEP-1669 (terminating), KEP-2086 (internalTrafficPolicy), KEP-2433 and KEP-3015 (hints).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from agent.core.records import Traits
+
+
+class Run(NamedTuple):
+    """Endpoints that share traits and port: 16-byte addresses, end to end."""
+
+    traits: Traits
+    addresses: bytes
+    port: int
+
+
+class Reachable(NamedTuple):
+    """The endpoints of a service port that a client may get.
+
+    ``cluster`` and ``local`` are what the Cluster and Local traffic policies choose; either may be empty.
+    ``anywhere`` says whether some node has a usable endpoint: an empty choice is silent if so, refused if not.
+    """
+
+    cluster: Sequence[Run]
+    local: Sequence[Run]
+    anywhere: bool
+
+
+def categorize(runs: Sequence[Run], zone: str) -> Reachable:
+    """Choose the endpoints for both traffic policies on a node in ``zone`` (empty = not known)."""
+    ready = [run for run in runs if run.traits.ready]
+    terminating = _serving_while_terminating(runs)
+    cluster = _nearest(ready, zone) if ready else terminating
+    local = [run for run in ready if run.traits.local] or [run for run in terminating if run.traits.local]
+    return Reachable(cluster, local, bool(ready or terminating))
+
+
+def _serving_while_terminating(runs: Sequence[Run]) -> list[Run]:
+    """Endpoints to fall back to; one that another slice calls non-terminating is not among them."""
+    chosen = [run for run in runs if run.traits.serving and run.traits.terminating]
+    if not chosen:
+        return []
+    staying = {
+        (run.addresses[i : i + 16], run.port)
+        for run in runs
+        if not run.traits.terminating
+        for i in range(0, len(run.addresses), 16)
+    }
+    if not staying:
+        return chosen
+    return [
+        Run(run.traits, address, run.port)
+        for run in chosen
+        for address in (run.addresses[i : i + 16] for i in range(0, len(run.addresses), 16))
+        if (address, run.port) not in staying
+    ]
+
+
+def _nearest(ready: Sequence[Run], zone: str) -> Sequence[Run]:
+    """Apply hints: this node if all carry node hints and one names it, else its zone likewise, else everything."""
+    if all(run.traits.node_hint is not None for run in ready) and (
+        near := _matching(ready, lambda traits: bool(traits.node_hint))
+    ):
+        return near
+    if (
+        zone
+        and all(run.traits.zones is not None for run in ready)
+        and (near := _matching(ready, lambda traits: zone in (traits.zones or ())))
+    ):
+        return near
+    return ready
+
+
+def _matching(runs: Sequence[Run], wanted: Callable[[Traits], bool]) -> list[Run]:
+    return [run for run in runs if wanted(run.traits)]

@@ -1,0 +1,93 @@
+"""Cgroup links: attach the socket hooks at the node's cgroup root, replace them atomically, verify, detach.
+
+Links are pinned at ``<bpffs>/ebproxy/links/<hook>``, outside any layout: they outlive both agents and layouts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.errors import DataplaneError
+from agent.kernel import bpf
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def attach(directory: Path, cgroup: Path, programs: dict[bpf.AttachType, int]) -> int:
+    """Make every hook of a cgroup run its program, without a moment in which a hook that ran one runs none.
+
+    Returns how many hooks were changed. Raises: DataplaneError.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with _opened(cgroup) as cgroup_fd:
+            changed = sum(_attach_one(directory, cgroup_fd, hook, fd) for hook, fd in programs.items())
+            _verify(cgroup, cgroup_fd, programs)
+    except OSError as error:
+        message = f"attaching to cgroup {cgroup}: {error}"
+        raise DataplaneError(message) from error
+    return changed
+
+
+def _attach_one(directory: Path, cgroup_fd: int, hook: bpf.AttachType, program: int) -> bool:
+    pin = directory / hook.name.lower()
+    with contextlib.suppress(FileNotFoundError), closing(bpf.obj_get(pin)) as link:
+        info = bpf.link_info(link)
+        if info.cgroup_id == os.fstat(cgroup_fd).st_ino:
+            if info.prog_id == bpf.prog_info(program).id:
+                return False
+            bpf.link_update(link, program)
+            return True
+    with closing(bpf.link_create(program, cgroup_fd, hook)) as link:
+        pin.unlink(missing_ok=True)  # of a cgroup that is gone, or of another root
+        bpf.obj_pin(link, pin)
+    return True
+
+
+def _verify(cgroup: Path, cgroup_fd: int, programs: dict[bpf.AttachType, int]) -> None:
+    for hook, program in programs.items():
+        if bpf.prog_info(program).id not in bpf.prog_query(cgroup_fd, hook):
+            message = f"the kernel does not list our program at {hook.name.lower()} of cgroup {cgroup}"
+            raise DataplaneError(message)
+
+
+@contextlib.contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def attached_programs(directory: Path) -> dict[str, bpf.ProgInfo]:
+    """The programs that pinned links run, by hook; a link whose cgroup is gone runs none."""
+    programs = {}
+    for pin in sorted(directory.glob("*")):
+        with closing(bpf.obj_get(pin)) as link:
+            info = bpf.link_info(link)
+        if not info.cgroup_id:
+            continue
+        with contextlib.suppress(FileNotFoundError), closing(bpf.prog_fd_by_id(info.prog_id)) as program:
+            programs[pin.name] = bpf.prog_info(program)
+    return programs
+
+
+def detach(directory: Path) -> int:
+    """Detach every link and remove its pin; returns how many there were."""
+    pins = sorted(directory.glob("*"))
+    for pin in pins:
+        with closing(bpf.obj_get(pin)) as link:
+            bpf.link_detach(link)
+        pin.unlink()
+    return len(pins)

@@ -1,0 +1,56 @@
+"""bpffs: find it, mount it where it is missing, unmount what was mounted here."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from agent.errors import DataplaneError
+
+_SOURCE = "ebproxy"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _mounts() -> list[tuple[str, Path, str]]:
+    """(source, mount point, type) of every mount, in the order they were made."""
+    lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    fields = (line.split(" ") for line in lines)
+    return [(source, Path(point.replace("\\040", " ")), kind) for source, point, kind, *_ in fields]
+
+
+def _mount_holding(path: Path) -> tuple[str, Path, str]:
+    holding = [mount for mount in _mounts() if path.is_relative_to(mount[1])]
+    deepest = max(len(point.parts) for _, point, _ in holding)
+    return [mount for mount in holding if len(mount[1].parts) == deepest][-1]
+
+
+def is_bpffs(path: Path) -> bool:
+    """Whether a directory lies in a bpffs."""
+    return _mount_holding(path.resolve())[2] == "bpf"
+
+
+def ensure_mounted(path: Path) -> None:
+    """Make ``path`` a directory in a bpffs, mounting one there if it is not. Raises: DataplaneError."""
+    try:
+        if not is_bpffs(path):
+            path.mkdir(parents=True, exist_ok=True)
+            _mount(path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot mount bpffs at {path}: {error}; mount it: mount -t bpf bpf {path}"
+        raise DataplaneError(message) from error
+
+
+def _mount(path: Path) -> None:
+    if _libc.mount(_SOURCE.encode(), bytes(path), b"bpf", 0, b"mode=0700") != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def unmount_if_ours(path: Path) -> bool:
+    """Unmount a bpffs that ``ensure_mounted`` mounted at ``path``, if nothing is left in it; returns whether it did."""
+    source, point, kind = _mount_holding(path.resolve())
+    if (source, point, kind) != (_SOURCE, path.resolve(), "bpf") or any(path.iterdir()):
+        return False
+    return bool(_libc.umount2(bytes(path), 0) == 0)

@@ -1,0 +1,170 @@
+"""MapStore: the pinned maps of one layout, the only place that writes them.
+
+Maps live at ``<bpffs>/ebproxy/<layout>/<map>``. They are created, or opened and validated, here; BCC never owns one.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections import Counter as Tally
+from pathlib import Path
+
+from agent.core.abi import (
+    BASE_DROP,
+    BASE_REJECT,
+    FIRST_FREE_SLOT,
+    Counter,
+    Frontend,
+    MapKind,
+    MapSpec,
+    pack_header,
+    unpack_header,
+)
+from agent.core.plan import KernelState, Plan
+from agent.errors import DataplaneError
+from agent.kernel import bpf
+
+_TYPES = {
+    MapKind.HASH: (bpf.MapType.HASH, bpf.NO_PREALLOC),
+    MapKind.ARRAY: (bpf.MapType.ARRAY, 0),
+    MapKind.PERCPU_ARRAY: (bpf.MapType.PERCPU_ARRAY, 0),
+    MapKind.LRU_HASH: (bpf.MapType.LRU_HASH, 0),
+}
+
+
+def _matches(info: bpf.MapInfo, spec: MapSpec) -> bool:
+    kind, flags = _TYPES[spec.kind]
+    found = (info.type, info.key_size, info.value_size, info.max_entries, info.flags)
+    return found == (kind, spec.key.size, spec.value.size, spec.max_entries, flags)
+
+
+def open_valid(path: Path, spec: MapSpec) -> bpf.Map | None:
+    """Open a pinned map; None where there is none, or one that is not as specified."""
+    try:
+        opened = bpf.Map(bpf.obj_get(path))
+    except FileNotFoundError:
+        return None
+    if _matches(opened.info, spec):
+        return opened
+    opened.close()
+    return None
+
+
+class MapStore:
+    """The maps of one layout, by name. ``writes`` counts entries written and deleted, by map, since start."""
+
+    def __init__(self, maps: dict[str, bpf.Map]) -> None:
+        self.maps = maps
+        self.writes: Tally[str] = Tally()
+
+    @classmethod
+    def open(cls, directory: Path, specs: tuple[MapSpec, ...], former: tuple[Path, ...] = ()) -> MapStore:
+        """Open the maps pinned in a layout's directory; create and pin what is not there.
+
+        A map that holds the state of sockets is shared with a ``former`` layout that has one just like it, so that
+        sockets opened before a migration keep what they asked for. Raises: DataplaneError.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        maps = {}
+        for spec in specs:
+            try:
+                maps[spec.name] = _open_or_create(directory, spec, former)
+            except OSError as error:
+                raise DataplaneError(f"map {spec.name} in {directory}: {error}") from error
+        store = cls(maps)
+        store._write_shared_segments()
+        return store
+
+    @classmethod
+    def open_existing(cls, directory: Path) -> MapStore:
+        """Open every map pinned in a directory, for reading. Raises: OSError."""
+        pins = (path for path in sorted(directory.iterdir()) if path.is_file())
+        return cls({path.name: bpf.Map(bpf.obj_get(path)) for path in pins})
+
+    def close(self) -> None:
+        """Close the descriptors; the pins keep the maps."""
+        for opened in self.maps.values():
+            opened.close()
+
+    def _write_shared_segments(self) -> None:
+        for base, drop in ((BASE_REJECT, False), (BASE_DROP, True)):
+            key, header = base.to_bytes(4, sys.byteorder), pack_header(0, drop=drop)
+            if self.maps["segments"].lookup(key) != header:
+                self.maps["segments"].update(key, header)
+
+    def apply(self, plan: Plan) -> None:
+        """Carry a plan out, phase after phase. Raises: DataplaneError; what was written before stays."""
+        try:
+            self._write_segments([start for start, _ in plan.backends], [slots for _, slots in plan.backends])
+            self._write_segments([base for base, _ in plan.headers], [header for _, header in plan.headers])
+            self._write_frontends(plan.frontends)
+            self._delete_frontends(plan.removed_frontends)
+        except OSError as error:
+            raise DataplaneError(f"writing maps: {error}") from error
+
+    def _write_segments(self, starts: list[int], runs: list[bytes]) -> None:
+        size = self.maps["segments"].info.value_size
+        indexes = array("I")
+        for start, slots in zip(starts, runs, strict=True):
+            indexes.extend(range(start, start + len(slots) // size))
+        self.maps["segments"].update_batch(indexes.tobytes(), b"".join(runs), len(indexes))
+        self.writes["segments"] += len(indexes)
+
+    def _write_frontends(self, entries: dict[bytes, bytes]) -> None:
+        self.maps["frontends"].update_batch(b"".join(entries), b"".join(entries.values()), len(entries))
+        self.writes["frontends"] += len(entries)
+
+    def _delete_frontends(self, keys: dict[bytes, None]) -> None:
+        for key in keys:
+            self.writes["frontends"] += self.maps["frontends"].delete(key)
+
+    def read_state(self) -> KernelState:
+        """Read back frontends and the segments they lead to; entries that make no sense are left out."""
+        frontends = {key: Frontend.unpack(value) for key, value in self.maps["frontends"].items()}
+        bases = {frontend.inside for frontend in frontends.values()}
+        return KernelState(frontends, self.read_segments(bases))
+
+    def read_segments(self, bases: set[int]) -> dict[int, tuple[bytes, bool]]:
+        """Read whole segments: backends end to end, and whether an empty one is silent."""
+        opened = self.maps["segments"]
+        size, capacity = opened.info.value_size, opened.info.max_entries
+        if not bases:
+            return {}
+        image = b"".join(values[: count * size] for _, values, count in opened.batches(16_384))
+        segments = {}
+        for base in bases:
+            if not FIRST_FREE_SLOT <= base < capacity:
+                continue
+            count, drop = unpack_header(image[base * size : (base + 1) * size])
+            if base + 1 + count <= capacity:
+                segments[base] = (image[(base + 1) * size : (base + 1 + count) * size], drop)
+        return segments
+
+    def read_counters(self) -> dict[Counter, int]:
+        """Sum the counters over CPUs."""
+        totals = {}
+        for counter in Counter:
+            raw = self.maps["counters"].lookup(counter.to_bytes(4, sys.byteorder)) or b""
+            totals[counter] = sum(array("Q", raw))
+        return totals
+
+
+def _open_or_create(directory: Path, spec: MapSpec, former: tuple[Path, ...]) -> bpf.Map:
+    path = directory / spec.name
+    opened = open_valid(path, spec)
+    if opened:
+        return opened
+    path.unlink(missing_ok=True)
+    kind, flags = _TYPES[spec.kind]
+    created = _carried_over(spec, former) or bpf.Map(
+        bpf.map_create(kind, spec.key.size, spec.value.size, spec.max_entries, flags, spec.name)
+    )
+    bpf.obj_pin(created.fd, path)
+    return created
+
+
+def _carried_over(spec: MapSpec, former: tuple[Path, ...]) -> bpf.Map | None:
+    if not spec.carries_over:
+        return None
+    return next(filter(None, (open_valid(old / spec.name, spec) for old in former)), None)

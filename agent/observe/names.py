@@ -1,0 +1,76 @@
+"""The names of service ids, in a file of the state directory: what the maps, which hold numbers, cannot say.
+
+Commands read it beside the pinned maps, so they answer with names also when no agent runs. One line a service port:
+id, namespace/name, port name, protocol and family, separated by tabs. Lines are only appended; the last one of an id holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.core.plan import Placement
+
+FILE = "names.tsv"
+
+
+class Name(NamedTuple):
+    """Who a service id is."""
+
+    service: str
+    port: str
+    protocol: str
+    family: str
+
+
+class NameJournal:
+    """Appends the names of new service ids."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / FILE
+        self._known = {ident: name for ident, name in read_names(state_dir).items()}
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        """Drop lines that later ones overrule; by a rename, so that readers see the old file or the new."""
+        beside = self._path.with_suffix(".new")
+        beside.write_text("".join(_line(ident, name) for ident, name in self._known.items()), encoding="utf-8")
+        beside.rename(self._path)
+        self._known_ids = set(self._known)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def record(self, placements: Iterable[Placement]) -> None:
+        """Append what is not known yet."""
+        is_new = False
+        for placement in placements:
+            port = placement.port
+            name = Name(str(placement.service), port.name, port.protocol.name, f"IPv{port.family.value}")
+            if self._known.get(placement.service_id) != name:
+                self._known[placement.service_id] = name
+                self._file.write(_line(placement.service_id, name))
+                is_new = True
+        if is_new:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _line(ident: int, name: Name) -> str:
+    return "\t".join((str(ident), *name)) + "\n"
+
+
+def read_names(state_dir: Path) -> dict[int, Name]:
+    """Read the names by id; empty where there is no file. A line cut short by a crash is left out."""
+    try:
+        text = (state_dir / FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    names = {}
+    for line in text.splitlines():
+        ident, *rest = line.split("\t")
+        if ident.isdigit() and len(rest) == len(Name._fields):
+            names[int(ident)] = Name(*rest)
+    return names

@@ -1,0 +1,265 @@
+"""The reconciler: the one thread that owns the model and is the only writer of the maps.
+
+Watchers hand it typed events; it takes in what has gathered, resolves the Services that changed, plans, and applies.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+from agent.core.model import Model
+from agent.core.plan import Plan, Planner
+from agent.core.records import Event, ListStarted, Malformed, ObjectKey, SliceRecord, Upsert
+from agent.core.services import DesiredPort
+from agent.errors import DataplaneError, LoaderError
+from agent.kernel.dataplane import Dataplane
+from agent.observe.metrics import Metrics
+from agent.observe.names import NameJournal
+
+log = logging.getLogger("ebproxy.reconciler")
+T = TypeVar("T")
+_BATCH_LIMIT = 20_000
+_RETRY_FLOOR_S = 0.5
+
+
+class DegradedListener(Protocol):
+    """Told when a service port does not fit, once for each reason (a Kubernetes Event, for one)."""
+
+    def __call__(self, service: ObjectKey, reason: str) -> None: ...
+
+
+class Question(Protocol):
+    """A question to be answered on the reconciler's thread."""
+
+    def __call__(self) -> None: ...
+
+
+class Reconciler:
+    """Keeps one dataplane as one model desires.
+
+    ``sync_period_s`` bounds the wait before a failed write is tried again; every ``drift_period_s`` the maps are read
+    back, compared and healed.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        dataplane: Dataplane,
+        metrics: Metrics,
+        names: NameJournal,
+        *,
+        sync_period_s: float,
+        drift_period_s: float,
+        on_degraded: DegradedListener,
+    ) -> None:
+        self.model = model
+        self.dataplane = dataplane
+        self.planner = self._read_back()
+        self.is_settled = threading.Event()
+        """Set while everything that was listed is programmed."""
+        self.pending_since: float | None = None
+        """Monotonic time of the oldest change that is not in the kernel; None = all are."""
+        self.failure: BaseException | None = None
+        self._metrics = metrics
+        self._names = names
+        self._sync_period_s = sync_period_s
+        self._drift_period_s = drift_period_s
+        self._on_degraded = on_degraded
+        self._queue: queue.SimpleQueue[Event | Question | None] = queue.SimpleQueue()
+        self._is_first = True
+        self._is_active = False
+        self._told: dict[tuple[ObjectKey, object], str] = {}
+        self._triggers: list[float] = []
+        self._retry_at: float | None = None
+        self._retry_s = _RETRY_FLOOR_S
+        self._drift_at = time.monotonic() + drift_period_s
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after what it is doing; everything stays programmed."""
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, event: Event) -> None:
+        """Take an event from a source, in any thread."""
+        if self.pending_since is None:
+            self.pending_since = time.monotonic()
+            self.is_settled.clear()
+        self._queue.put(event)
+
+    def ask(self, question: Callable[[], T], timeout_s: float = 10) -> T:
+        """Answer a question about the model or the plans on the thread that owns them. Raises: TimeoutError."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(question())
+            except Exception as error:  # noqa: BLE001 - belongs to who asked
+                answer.set_exception(error)
+
+        self._queue.put(run)
+        return answer.result(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while self._take_in():
+                self._turn()
+        except BaseException as error:
+            log.exception("the reconciler stopped; what is programmed stays")
+            self.failure = error
+            raise
+
+    def _take_in(self) -> bool:
+        """Wait for work and take in all that has gathered; False = stop."""
+        try:
+            item = self._queue.get(timeout=self._patience())
+            for _ in range(_BATCH_LIMIT):
+                if item is None:
+                    return False
+                self._take(item)
+                item = self._queue.get_nowait()
+            self._queue.put(item)
+        except queue.Empty:
+            pass
+        return True
+
+    def _take(self, item: Event | Question) -> None:
+        if callable(item):
+            item()
+            return
+        if isinstance(item, Malformed):
+            self._metrics.malformed(item)
+            log.warning("%s %s: %s: %s; what it said before stays", item.kind, item.key, item.field, item.reason)
+        elif isinstance(item, Upsert) and isinstance(item.record, SliceRecord) and item.record.changed_at:
+            self._triggers.append(item.record.changed_at)
+        elif isinstance(item, ListStarted):
+            log.debug("list of %s begins", item.kind)
+        self._metrics.change(item)
+        self.model.apply(item)
+
+    def _patience(self) -> float:
+        """Seconds until something is due though nothing happens."""
+        due = [self._drift_at]
+        if self._retry_at is not None:
+            due.append(self._retry_at)
+        if self.planner.degraded and self.planner.allocator.next_wake is not None:
+            due.append(self.planner.allocator.next_wake)
+        return max(0.0, min(due) - time.monotonic())
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        if not self.model.is_synced or (self._retry_at is not None and now < self._retry_at):
+            return
+        self._retry_at = None
+        try:
+            if now >= self._drift_at:
+                self._heal_drift()
+            self._sync(now)
+            if not self._is_active:
+                self._activate()
+        except (DataplaneError, LoaderError) as error:
+            self._recover(error)
+            return
+        self._retry_s = _RETRY_FLOOR_S
+        if self._queue.empty():
+            self.pending_since = None
+            self.is_settled.set()
+
+    def _sync(self, now: float) -> None:
+        """Plan what changed and apply it."""
+        planner = self.planner
+        if planner.allocator.wake(now):
+            self.model.dirty.update(key for key, _ in planner.degraded)
+        if not self.model.dirty and not self._is_first:
+            return
+        dirty, self.model.dirty = self.model.dirty, set()
+        plan = Plan()
+        self._plan(dirty, plan)
+        if self._is_first:
+            planner.plan_leftovers(plan)
+        self.dataplane.store.apply(plan)
+        for base, order in plan.freed:
+            planner.allocator.rest(base, order, now)
+        self._is_first = False
+        if plan.removed_frontends:
+            self.model.dirty.update(key for key, _ in planner.degraded)
+        self._names.record(placement for key in dirty for placement in planner.placements.get(key, ()))
+        self._tell_degraded()
+        self._metrics.synced(time.monotonic() - now, len(dirty), self._triggers)
+        self._triggers.clear()
+
+    def _plan(self, dirty: set[ObjectKey], plan: Plan) -> None:
+        planner = self.planner
+        for key in dirty:
+            desired = self._resolve(key)
+            if desired is not None:
+                service = self.model.services.get(key)
+                planner.plan_service(key, service.created if service else "", desired, plan)
+        again, planner.to_replan = planner.to_replan - dirty, set()
+        if again:
+            dirty |= again
+            self._plan(again, plan)
+
+    def _resolve(self, key: ObjectKey) -> list[DesiredPort] | None:
+        """Resolve one Service; one that cannot be costs no other."""
+        try:
+            return list(self.model.desired(key))
+        except Exception:
+            self._metrics.error("resolve")
+            log.exception("service %s cannot be resolved; what is programmed for it stays", key)
+            return None
+
+    def _activate(self) -> None:
+        changed = self.dataplane.activate()
+        self._is_active = True
+        log.info("socket hooks active: %d changed, layout %s", changed, self.dataplane.layout)
+
+    def _recover(self, error: Exception) -> None:
+        """Read back what the kernel holds, plan everything anew, and try again a little later."""
+        self._metrics.error("dataplane")
+        self._retry_at = time.monotonic() + self._retry_s
+        log.error("%s; trying again in %.1f s", error, self._retry_s)
+        self._retry_s = min(self._retry_s * 2, self._sync_period_s)
+        try:
+            self._start_anew()
+        except (DataplaneError, OSError) as second:
+            log.error("reading back the maps: %s", second)
+
+    def _start_anew(self) -> None:
+        self.planner = self._read_back()
+        self.model.dirty.update(self.model.services)
+        self._is_first = True
+
+    def _read_back(self) -> Planner:
+        store = self.dataplane.store
+        sizes = self.dataplane.options.sizes
+        return Planner(sizes.segments, sizes.frontends, store.read_state())
+
+    def _heal_drift(self) -> None:
+        """Compare the maps with what was planned; where they differ, read back and plan anew."""
+        self._drift_at = time.monotonic() + self._drift_period_s
+        differing = self.planner.differences(self.dataplane.store.read_state())
+        if differing:
+            self._metrics.drift(differing)
+            log.warning("%d map entries are not as they were written; healing", differing)
+            self._start_anew()
+
+    def _tell_degraded(self) -> None:
+        degraded: dict[tuple[ObjectKey, object], str] = {**self.planner.degraded}
+        for place, reason in degraded.items():
+            if self._told.get(place) != reason:
+                service, port = place
+                log.error("service %s port %s is degraded: %s", service, port, reason)
+                self._on_degraded(service, f"port {port}: {reason}")
+        self._told = degraded

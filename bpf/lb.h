@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Choosing a backend: one hash lookup and two array lookups, whatever the number of services. */
+#ifndef __EBPROXY_LB_H
+#define __EBPROXY_LB_H
+
+#include "maps.h"
+
+enum lb_verdict {
+	LB_FORWARD, /* to the backend that was chosen */
+	LB_REJECT,  /* a service without a usable endpoint: tell the client */
+	LB_DROP,    /* a service with endpoints, none of them for this client: silence */
+	LB_PASS,    /* no service: leave it alone */
+};
+
+/**
+ * lb_select_backend - Choose the backend of a segment that a number from the whole range of u32 falls to.
+ * @base: the segment
+ * @seed: equal seeds choose equal backends for as long as the segment does not change
+ * @backend: receives the choice
+ */
+static __always_inline enum lb_verdict lb_select_backend(u32 base, u32 seed, struct endpoint *backend)
+{
+	struct slot *slot = segments.lookup(&base);
+	u32 index;
+
+	if (!slot)
+		return LB_REJECT;
+	if (!slot->count)
+		return slot->flags & SEGMENT_DROP ? LB_DROP : LB_REJECT;
+
+	/* Scale rather than take a remainder: unbiased and without a division. */
+	index = base + 1 + (u32)(((u64)seed * slot->count) >> 32);
+	slot = segments.lookup(&index);
+	if (!slot)
+		return LB_REJECT;
+	backend->address = slot->address;
+	backend->port = slot->port;
+	return LB_FORWARD;
+}
+
+/**
+ * lb_translate - Find the service behind an address and choose one of its backends.
+ * @asked: what the client asked for
+ * @protocol: IPPROTO_*
+ * @seed: see lb_select_backend()
+ * @backend: receives the choice when the verdict is LB_FORWARD
+ */
+static __always_inline enum lb_verdict lb_translate(const struct endpoint *asked, u8 protocol, u32 seed,
+						    struct endpoint *backend)
+{
+	struct frontend_key key = {
+		.address = asked->address,
+		.port = asked->port,
+		.protocol = protocol,
+	};
+	struct frontend *frontend = frontends.lookup(&key);
+
+	if (!frontend)
+		return LB_PASS;
+	return lb_select_backend(frontend->inside, seed, backend);
+}
+
+#endif

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Remembering what a socket asked for, so that getpeername() and recvmsg() can say it again.
+ *
+ * A connected socket has one peer: it takes the slot its cookie selects in an array, which costs one cache line and no
+ * allocation. Should an older socket with the same remainder still live there, and for unconnected UDP, which has many
+ * peers, an LRU hash remembers by cookie and backend.
+ */
+#ifndef __EBPROXY_ORIGIN_H
+#define __EBPROXY_ORIGIN_H
+
+#include "maps.h"
+
+static __always_inline struct origin *origin_slot(u64 cookie)
+{
+	u32 index = cookie & (SOCKET_ORIGIN_SLOTS - 1);
+
+	return socket_origins.lookup(&index);
+}
+
+static __always_inline struct peer_key origin_peer_key(u64 cookie, const struct endpoint *backend)
+{
+	struct peer_key key = {
+		.cookie = cookie,
+		.address = backend->address,
+		.port = backend->port,
+	};
+
+	return key;
+}
+
+/* Remember one peer of a socket that may have many. Known pairs are only looked up: a datagram writes nothing. */
+static __always_inline void origin_remember_peer(u64 cookie, const struct endpoint *asked,
+						 const struct endpoint *backend)
+{
+	struct peer_key key = origin_peer_key(cookie, backend);
+	struct peer_origin *known = peer_origins.lookup(&key);
+	struct peer_origin origin = {
+		.address = asked->address,
+		.port = asked->port,
+	};
+
+	if (known && known->port == asked->port && address_equal(&known->address, &asked->address))
+		return;
+	if (peer_origins.update(&key, &origin))
+		counter_add(COUNTER_ORIGIN_LOST);
+}
+
+/* Remember the peer of a socket that has one. */
+static __always_inline void origin_remember(u64 cookie, const struct endpoint *asked,
+					    const struct endpoint *backend)
+{
+	struct origin *slot = origin_slot(cookie);
+
+	/* The exchange decides between two sockets that find a slot free at the same time. */
+	if (slot && (slot->cookie == cookie || !__sync_val_compare_and_swap(&slot->cookie, 0, cookie))) {
+		slot->address = asked->address;
+		slot->port = asked->port;
+		slot->backend_port = backend->port;
+		slot->backend_word = backend->address.word[3];
+		return;
+	}
+	counter_add(COUNTER_ORIGIN_SPILLED);
+	origin_remember_peer(cookie, asked, backend);
+}
+
+/**
+ * origin_recall - Replace a backend by the address that the socket asked for.
+ * @peer: the peer as the kernel knows it; overwritten where it stands for a service
+ * Returns whether it does.
+ */
+static __always_inline bool origin_recall(u64 cookie, struct endpoint *peer)
+{
+	struct origin *slot = origin_slot(cookie);
+	struct peer_key key = {};
+	struct peer_origin *origin;
+
+	if (slot && slot->cookie == cookie && slot->backend_port == peer->port &&
+	    slot->backend_word == peer->address.word[3]) {
+		peer->address = slot->address;
+		peer->port = slot->port;
+		return true;
+	}
+	key = origin_peer_key(cookie, peer);
+	origin = peer_origins.lookup(&key);
+	if (!origin)
+		return false;
+	peer->address = origin->address;
+	peer->port = origin->port;
+	return true;
+}
+
+/* Free what a socket holds. Its peers in the LRU hash other than the connected one age out. */
+static __always_inline void origin_forget(u64 cookie, const struct endpoint *peer)
+{
+	struct origin *slot = origin_slot(cookie);
+	struct peer_key key = {};
+
+	if (slot && slot->cookie == cookie) {
+		slot->cookie = 0;
+		return;
+	}
+	key = origin_peer_key(cookie, peer);
+	peer_origins.delete(&key);
+}
+
+#endif

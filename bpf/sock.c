@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
+/*
+ * The cgroup socket hooks: a service is translated once, when a socket of the node connects or sends, and no packet
+ * of it is looked at afterwards. Every program is an entry point of a few lines: it reads an address out of its
+ * context, calls the one path both families share, and writes the address back.
+ */
+#include "types.h"
+#include "maps.h"
+#include "lb.h"
+#include "origin.h"
+
+#define SOCK_PROCEED 1
+#define SOCK_REFUSE 0
+
+#define AF_INET 2
+#define IPPROTO_UDP 17
+#define ECONNREFUSED 111
+#define ETIMEDOUT 110
+
+/* BCC declares it to return u32, which would cut the cookie. */
+static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
+
+static __always_inline struct endpoint sock_read4(const struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = {
+		.address = address_from_ipv4(ctx->user_ip4),
+		.port = (__be16)ctx->user_port,
+	};
+
+	return peer;
+}
+
+static __always_inline struct endpoint sock_read6(const struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = {
+		.address.word = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] },
+		.port = (__be16)ctx->user_port,
+	};
+
+	return peer;
+}
+
+static __always_inline void sock_write4(struct bpf_sock_addr *ctx, const struct endpoint *peer)
+{
+	ctx->user_ip4 = peer->address.word[3];
+	ctx->user_port = peer->port;
+}
+
+static __always_inline void sock_write6(struct bpf_sock_addr *ctx, const struct endpoint *peer)
+{
+	ctx->user_ip6[0] = peer->address.word[0];
+	ctx->user_ip6[1] = peer->address.word[1];
+	ctx->user_ip6[2] = peer->address.word[2];
+	ctx->user_ip6[3] = peer->address.word[3];
+	ctx->user_port = peer->port;
+}
+
+/* Whether this socket is ours to translate: with socketLB: host, only those of the node's own namespace are. */
+static __always_inline bool sock_is_covered(struct bpf_sock_addr *ctx)
+{
+#ifdef HOST_NETNS_COOKIE
+	return bpf_get_netns_cookie(ctx) == HOST_NETNS_COOKIE;
+#else
+	return true;
+#endif
+}
+
+/* Turn a refusal into what the application's system call returns. */
+static __always_inline int sock_refuse(enum lb_verdict verdict)
+{
+	if (verdict == LB_DROP) {
+		/* A packet path would be silent until the client gives up: say at once what it would have found. */
+		counter_add(COUNTER_DROPPED);
+		bpf_set_retval(-ETIMEDOUT);
+	} else {
+		counter_add(COUNTER_REJECTED);
+		bpf_set_retval(-ECONNREFUSED);
+	}
+	return SOCK_REFUSE;
+}
+
+/**
+ * sock_connect - Translate the peer of a socket that connects.
+ * @peer: what was asked for; becomes the backend
+ * Returns LB_FORWARD when @peer changed.
+ */
+static __always_inline enum lb_verdict sock_connect(struct bpf_sock_addr *ctx, struct endpoint *peer)
+{
+	struct endpoint asked = *peer;
+	enum lb_verdict verdict;
+
+	if (!sock_is_covered(ctx))
+		return LB_PASS;
+	verdict = lb_translate(&asked, (u8)ctx->protocol, bpf_get_prandom_u32(), peer);
+#ifdef REMEMBER_PEER
+	if (verdict == LB_FORWARD)
+		origin_remember(socket_cookie(ctx), &asked, peer);
+#else
+	/* A datagram socket checks who answered, whatever getpeername() is allowed to say. */
+	if (verdict == LB_FORWARD && ctx->protocol == IPPROTO_UDP)
+		origin_remember(socket_cookie(ctx), &asked, peer);
+#endif
+	return verdict;
+}
+
+/**
+ * sock_send - Translate the destination of a datagram.
+ * @peer: what was asked for; becomes the backend
+ *
+ * The choice follows the socket's cookie: a socket stays with its backend for as long as the service does not change,
+ * as a flow does under conntrack.
+ */
+static __always_inline enum lb_verdict sock_send(struct bpf_sock_addr *ctx, struct endpoint *peer)
+{
+	struct endpoint asked = *peer;
+	enum lb_verdict verdict;
+	u64 cookie;
+
+	if (!sock_is_covered(ctx))
+		return LB_PASS;
+	cookie = socket_cookie(ctx);
+	/* Multiplicative hashing (Knuth): consecutive cookies land far apart in the upper 32 bits. */
+	verdict = lb_translate(&asked, (u8)ctx->protocol, (u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32), peer);
+	if (verdict == LB_FORWARD)
+		origin_remember_peer(cookie, &asked, peer);
+	return verdict;
+}
+
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = sock_read4(ctx);
+	enum lb_verdict verdict = sock_connect(ctx, &peer);
+
+	if (verdict == LB_FORWARD)
+		sock_write4(ctx, &peer);
+	else if (verdict != LB_PASS)
+		return sock_refuse(verdict);
+	return SOCK_PROCEED;
+}
+
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = sock_read6(ctx);
+	enum lb_verdict verdict = sock_connect(ctx, &peer);
+
+	if (verdict == LB_FORWARD)
+		sock_write6(ctx, &peer);
+	else if (verdict != LB_PASS)
+		return sock_refuse(verdict);
+	return SOCK_PROCEED;
+}
+
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = sock_read4(ctx);
+	enum lb_verdict verdict = sock_send(ctx, &peer);
+
+	if (verdict == LB_FORWARD)
+		sock_write4(ctx, &peer);
+	else if (verdict != LB_PASS)
+		return sock_refuse(verdict);
+	return SOCK_PROCEED;
+}
+
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = sock_read6(ctx);
+	enum lb_verdict verdict = sock_send(ctx, &peer);
+
+	if (verdict == LB_FORWARD)
+		sock_write6(ctx, &peer);
+	else if (verdict != LB_PASS)
+		return sock_refuse(verdict);
+	return SOCK_PROCEED;
+}
+
+/* recvmsg may not refuse: the kernel asks for SOCK_PROCEED on every path. */
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = sock_read4(ctx);
+
+	if (origin_recall(socket_cookie(ctx), &peer))
+		sock_write4(ctx, &peer);
+	return SOCK_PROCEED;
+}
+
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = sock_read6(ctx);
+
+	if (origin_recall(socket_cookie(ctx), &peer))
+		sock_write6(ctx, &peer);
+	return SOCK_PROCEED;
+}
+
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = sock_read4(ctx);
+
+	if (origin_recall(socket_cookie(ctx), &peer))
+		sock_write4(ctx, &peer);
+	return SOCK_PROCEED;
+}
+
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct endpoint peer = sock_read6(ctx);
+
+	if (origin_recall(socket_cookie(ctx), &peer))
+		sock_write6(ctx, &peer);
+	return SOCK_PROCEED;
+}
+
+int sock_release(struct bpf_sock *ctx)
+{
+	struct endpoint peer = {
+		.address.word = { ctx->dst_ip6[0], ctx->dst_ip6[1], ctx->dst_ip6[2], ctx->dst_ip6[3] },
+		.port = (__be16)ctx->dst_port,
+	};
+	__be32 ipv4 = ctx->dst_ip4;
+
+	/* LLVM 14 else merges the two loads into one through a computed context pointer, which 6.18 refuses. */
+	asm volatile("" : "+r"(ipv4));
+	if (ctx->family == AF_INET)
+		peer.address = address_from_ipv4(ipv4);
+	origin_forget(socket_cookie(ctx), &peer);
+	return SOCK_PROCEED;
+}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agent import config_values
 from agent.config_fields import Reading, read_document, read_fields
 from agent.config_values import BindAddress, Network, go_duration
+from agent.core.abi import MapSizes
 from agent.errors import ConfigError
 
 _DEBUG_VERBOSITY = 4  # klog's convention: from 4 on, messages are for debugging
@@ -49,17 +50,6 @@ _SIZES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class MapSizes:
-    """The capacity of each map, in entries."""
-
-    frontends: int = 32768
-    segments: int = 196608
-    socket_origins: int = 32768
-    """A power of two."""
-    peer_origins: int = 16384
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What one agent runs with.
@@ -86,7 +76,7 @@ class Config:
     sync_period_s: float = 30.0
     drift_check_period_s: float = 300.0
     oom_score_adj: int | None = None
-    map_sizes: MapSizes = MapSizes()
+    map_sizes: MapSizes = field(default_factory=MapSizes)
     log_format: str = "json"
     log_level: str = "info"
     unused: tuple[str, ...] = ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,15 +34,14 @@ FLAGS = (
 )
 
 
-def add_flags(parser: argparse.ArgumentParser, *, but: Collection[str] = ()) -> None:
-    """Add ``--config`` and every flag that sets a field of it; ``but`` = names the parser has already.
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and every flag that sets a field of it.
 
     A flag that was not given is None, so that it does not hide what the file says.
     """
     parser.add_argument("--config", metavar="FILE", type=Path, help="YAML; a KubeProxyConfiguration is valid too")
     for flag in FLAGS:
-        if not set(but).intersection(flag.names):
-            parser.add_argument(*flag.names, metavar=flag.metavar, help=flag.help)
+        parser.add_argument(*flag.names, metavar=flag.metavar, help=flag.help)
 
 
 def overrides_from(args: argparse.Namespace) -> dict[str, str]:

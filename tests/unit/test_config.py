@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from agent.cli import flags
-from agent.config import Config, MapSizes, describe, load
+from agent.config import Config, describe, load
 from agent.config_values import BindAddress, go_duration, seconds
+from agent.core.abi import MapSizes
 from agent.errors import ConfigError
 
 # What `kubeadm init phase addon kube-proxy` stores: every field, most of them empty.
@@ -282,8 +283,7 @@ def test_the_node_name_comes_from_the_nearest_source(from_text, text, overrides,
 
 def test_a_flag_wins_over_the_file(from_text):
     parser = argparse.ArgumentParser()
-    flags.add_flags(parser, but=["--bpffs"])
-    parser.add_argument("--bpffs", default=None)
+    flags.add_flags(parser)
     args = parser.parse_args(
         ["--socket-lb=host", "--metrics-bind-address=", "--state-dir", "/run/b", "--bpffs=/bpf", "--node-name="]
     )

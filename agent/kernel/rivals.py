@@ -18,7 +18,7 @@ from agent.kernel.bpf import AttachType
 # The kubelet owns KUBE-FIREWALL, KUBE-KUBELET-CANARY and, before 1.28, KUBE-MARK-MASQ and KUBE-POSTROUTING.
 _CHAIN = re.compile(
     r"^:(KUBE-(?:SERVICES|NODEPORTS|EXTERNAL-SERVICES|PROXY-\w+|LOAD-BALANCER|NODE-PORT|(?:SVC|SEP|EXT|FW|XLB)-\w+))\b",
-    re.M,
+    re.MULTILINE,
 )
 _VARIANTS = ("legacy", "nft")
 _LISTENING = "0A"
@@ -140,7 +140,7 @@ def _command(name: str) -> str | None:
 
 
 def _output(name: str, *arguments: str) -> str:
-    ran = subprocess.run(  # noqa: S603 (the names are ours)
+    ran = subprocess.run(
         [_command(name) or name, *arguments], capture_output=True, text=True, check=False, timeout=_DEADLINE_S
     )
     if ran.returncode != 0:

@@ -83,12 +83,12 @@ def levels(findings: dict[str, dict[str, str]]) -> dict[str, str]:
 def test_a_clean_node_has_nothing_to_complain_of(node):
     findings = node.examine()
 
-    assert {} == {
+    assert {
         ident: finding
         for ident, finding in findings.items()
         # others may have attached something to this machine's root
         if finding["level"] != "ok" and not ident.startswith("hook:")
-    }
+    } == {}
     assert "hook:sock_release" in findings["kernel"]["seen"]
 
 
@@ -107,7 +107,7 @@ def test_chains_of_kube_proxy_are_found_in_their_variant_only(node, variant):
 def test_tables_of_kube_proxy_are_found(node):
     node.plant("nft", "add table ip kube-proxy; add table ip6 kube-proxy; add table inet mine")
 
-    assert "tables of kube-proxy: ip kube-proxy, ip6 kube-proxy" == node.examine()["nftables"]["seen"]
+    assert node.examine()["nftables"]["seen"] == "tables of kube-proxy: ip kube-proxy, ip6 kube-proxy"
 
 
 def test_the_device_of_ipvs_mode_is_found(node):
@@ -119,7 +119,7 @@ def test_the_device_of_ipvs_mode_is_found(node):
 def test_a_taken_port_is_found(node):
     findings = node.examine(before=LISTEN)
 
-    assert ("warn", "ok") == (findings["port:10256"]["level"], findings["port:10249"]["level"])
+    assert (findings["port:10256"]["level"], findings["port:10249"]["level"]) == ("warn", "ok")
 
 
 @pytest.mark.parametrize(("reserved", "level"), [("", "warn"), ("30000-32767", "ok"), ("30000-32000", "warn")])
@@ -178,8 +178,10 @@ def test_our_own_programs_are_not_held_against_us(node, cgroup, tmp_path):
 def test_missing_capabilities_are_named(node):
     findings = node.examine(wrapper=("setpriv", "--bounding-set=-bpf,-net_admin,-perfmon,-sys_admin"))
 
-    assert {"capability:CAP_BPF": "fail", "capability:CAP_NET_ADMIN": "fail", "capability:CAP_PERFMON": "warn"} == {
-        ident: level for ident, level in levels(findings).items() if ident.startswith("capability:")
+    assert {ident: level for ident, level in levels(findings).items() if ident.startswith("capability:")} == {
+        "capability:CAP_BPF": "fail",
+        "capability:CAP_NET_ADMIN": "fail",
+        "capability:CAP_PERFMON": "warn",
     }
     assert "bpf(2) is not permitted" in findings["kernel:bpf"]["seen"]
     assert "add CAP_BPF" in findings["capability:CAP_BPF"]["remedy"]
@@ -231,9 +233,9 @@ def test_a_broken_feature_is_told_by_the_kernel_itself():
 def test_the_table_reads_without_a_terminal(node):
     ran = run(*node.enter, sys.executable, "-m", "agent", "doctor", "--state-dir", node.state_dir)
 
-    assert ["ID", "LEVEL", "SEEN", "REMEDY"] == ran.stdout.splitlines()[0].split()
+    assert ran.stdout.splitlines()[0].split() == ["ID", "LEVEL", "SEEN", "REMEDY"]
     assert "hook:connect4" in ran.stdout
-    assert (0, "") == (ran.returncode, ran.stderr)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def as_nobody(call: Callable[[], object]) -> str:
@@ -246,13 +248,13 @@ def as_nobody(call: Callable[[], object]) -> str:
         os.setresuid(65534, 65534, 65534)
         try:
             call()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - its name is the answer
             os.write(writer, type(error).__name__.encode())
         finally:
             os._exit(0)
     os.close(writer)
     os.waitpid(child, 0)
-    with open(reader) as pipe:
+    with os.fdopen(reader) as pipe:
         return pipe.read()
 
 

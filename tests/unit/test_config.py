@@ -238,7 +238,7 @@ def test_every_fault_of_file_and_flags_is_reported_at_once(from_text):
 
     paths = [fault.partition(":")[0] for fault in faults_of(from_text, text, {"logLevel": "loud"}, hostname="no_good")]
 
-    assert ["socketLB", "mapSizes.segments", "nodePort", "syncPeriod", "nodeName", "logLevel"] == paths
+    assert paths == ["socketLB", "mapSizes.segments", "nodePort", "syncPeriod", "nodeName", "logLevel"]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_every_flag_sets_a_field_that_exists():
 
     config = load(None, overrides, {}, "h")
 
-    assert () == config.unused
+    assert config.unused == ()
     assert Path("/p") == config.kubeconfig == config.cgroup_root == config.state_dir == config.bpffs
 
 

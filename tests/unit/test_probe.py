@@ -100,8 +100,10 @@ def test_a_check_that_may_not_look_says_so_and_the_next_goes_on(monkeypatch, tmp
 
     found = checks.examine(Place(tmp_path, tmp_path))
 
-    assert [("first", "ok"), ("this-thing", "warn"), ("next", "ok")] == [
-        (finding.id, finding.level) for finding in found
+    assert [(finding.id, finding.level) for finding in found] == [
+        ("first", "ok"),
+        ("this-thing", "warn"),
+        ("next", "ok"),
     ]
     assert "could not be looked at: [Errno 13]" in found[1].seen
 
@@ -136,4 +138,4 @@ def test_every_finding_that_is_not_ok_has_a_remedy(monkeypatch, tmp_path):
     assert {"capability:CAP_BPF", "kernel:bpf", "kernel:b", "cgroup", "bpffs", "state-dir", "bcc"} <= {
         finding.id for finding in found if finding.level is Level.FAIL
     }
-    assert [] == [finding for finding in found if (finding.level is Level.OK) == bool(finding.remedy)]
+    assert [finding for finding in found if (finding.level is Level.OK) == bool(finding.remedy)] == []

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from agent.core.model import Model
 from agent.core.plan import Plan, Planner
 from agent.core.records import Event, ListStarted, Malformed, ObjectKey, SliceRecord, Upsert
-from agent.core.services import DesiredPort
+from agent.core.services import DesiredPort, PortName
 from agent.errors import DataplaneError, LoaderError
 from agent.kernel.dataplane import Dataplane
 from agent.observe.metrics import Metrics
@@ -74,7 +74,7 @@ class Reconciler:
         self._queue: queue.SimpleQueue[Event | Question | None] = queue.SimpleQueue()
         self._is_first = True
         self._is_active = False
-        self._told: dict[tuple[ObjectKey, object], str] = {}
+        self._told: dict[tuple[ObjectKey, PortName], str] = {}
         self._triggers: list[float] = []
         self._retry_at: float | None = None
         self._retry_s = _RETRY_FLOOR_S
@@ -256,7 +256,7 @@ class Reconciler:
             self._start_anew()
 
     def _tell_degraded(self) -> None:
-        degraded: dict[tuple[ObjectKey, object], str] = {**self.planner.degraded}
+        degraded = dict(self.planner.degraded)
         for place, reason in degraded.items():
             if self._told.get(place) != reason:
                 service, port = place

@@ -10,12 +10,12 @@
 #include "origin.h"
 
 #define SOCK_PROCEED 1
-#define SOCK_REFUSE 0
+#define SOCK_REFUSE  0
 
-#define AF_INET 2
-#define IPPROTO_UDP 17
+#define AF_INET      2
+#define IPPROTO_UDP  17
 #define ECONNREFUSED 111
-#define ETIMEDOUT 110
+#define ETIMEDOUT    110
 
 /* BCC declares it to return u32, which would cut the cookie. */
 static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
@@ -120,7 +120,8 @@ static __always_inline enum lb_verdict sock_send(struct bpf_sock_addr *ctx, stru
 		return LB_PASS;
 	cookie = socket_cookie(ctx);
 	/* Multiplicative hashing (Knuth): consecutive cookies land far apart in the upper 32 bits. */
-	verdict = lb_translate(&asked, (u8)ctx->protocol, (u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32), peer);
+	verdict =
+		lb_translate(&asked, (u8)ctx->protocol, (u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32), peer);
 	if (verdict == LB_FORWARD)
 		origin_remember_peer(cookie, &asked, peer);
 	return verdict;

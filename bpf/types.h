@@ -39,11 +39,11 @@ struct frontend_key {
 };
 
 struct frontend {
-	u32 service;	      /* id of the service port, never reused */
-	u32 inside;	      /* base of the segment for clients of the cluster */
-	u32 outside;	      /* base of the segment for everybody else */
+	u32 service;          /* id of the service port, never reused */
+	u32 inside;           /* base of the segment for clients of the cluster */
+	u32 outside;          /* base of the segment for everybody else */
 	u32 affinity_timeout; /* seconds; 0 = no affinity */
-	u32 flags;	      /* none yet; zero */
+	u32 flags;            /* none yet; zero */
 };
 
 /*
@@ -62,11 +62,11 @@ struct slot {
 };
 
 /* With count == 0: say nothing to the client, rather than refuse (endpoints exist, but not for this client). */
-#define SEGMENT_DROP 1
+#define SEGMENT_DROP        1
 
 /* Two segments that every layout has, both without backends. */
 #define SEGMENT_BASE_REJECT 0
-#define SEGMENT_BASE_DROP 1
+#define SEGMENT_BASE_DROP   1
 
 /*
  * What a connected socket asked for, in the slot that its cookie selects. backend_port and backend_word (the last
@@ -97,10 +97,10 @@ struct peer_origin {
 
 /* Indexes of the counters map. */
 enum counter {
-	COUNTER_REJECTED,	/* connects and datagrams refused: no usable endpoint */
-	COUNTER_DROPPED,	/* the same, refused because of internalTrafficPolicy: Local */
+	COUNTER_REJECTED,       /* connects and datagrams refused: no usable endpoint */
+	COUNTER_DROPPED,        /* the same, refused because of internalTrafficPolicy: Local */
 	COUNTER_ORIGIN_SPILLED, /* connected sockets remembered in peer_origins: their slot was taken */
-	COUNTER_ORIGIN_LOST,	/* peers nobody remembers: the map refused the entry */
+	COUNTER_ORIGIN_LOST,    /* peers nobody remembers: the map refused the entry */
 	COUNTERS,
 };
 

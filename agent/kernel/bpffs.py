@@ -51,6 +51,8 @@ def _mount(path: Path) -> None:
 def unmount_if_ours(path: Path) -> bool:
     """Unmount a bpffs that ``ensure_mounted`` mounted at ``path``, if nothing is left in it; returns whether it did."""
     source, point, kind = _mount_holding(path.resolve())
-    if (source, point, kind) != (_SOURCE, path.resolve(), "bpf") or any(path.iterdir()):
+    # The kernel puts files of its own into a new bpffs, with a dot in their names, which no pin can have.
+    pins = [entry.name for entry in path.iterdir() if "." not in entry.name]
+    if (source, point, kind) != (_SOURCE, path.resolve(), "bpf") or pins:
         return False
     return bool(_libc.umount2(bytes(path), 0) == 0)

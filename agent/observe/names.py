@@ -29,7 +29,7 @@ class NameJournal:
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / FILE
-        self._known = {ident: name for ident, name in read_names(state_dir).items()}
+        self._known = read_names(state_dir)
         self._rewrite()
 
     def _rewrite(self) -> None:
@@ -37,7 +37,6 @@ class NameJournal:
         beside = self._path.with_suffix(".new")
         beside.write_text("".join(_line(ident, name) for ident, name in self._known.items()), encoding="utf-8")
         beside.rename(self._path)
-        self._known_ids = set(self._known)
         self._file = self._path.open("a", encoding="utf-8")
 
     def record(self, placements: Iterable[Placement]) -> None:

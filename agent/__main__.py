@@ -1,0 +1,61 @@
+"""The command ``ebproxy``: parse the arguments, call the command, return its exit status.
+
+Exit status: 0 done, 1 not as it should be, 2 the command line or the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from pathlib import Path
+
+import agent
+from agent.errors import ConfigError, EbproxyError
+
+COMMANDS = ("run", "status", "service", "trace", "maps", "doctor", "cleanup")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ebproxy", description="A Kubernetes Service dataplane in eBPF.")
+    parser.add_argument("--version", action="version", version=f"ebproxy {agent.__version__}")
+    return parser
+
+
+def _common() -> argparse.ArgumentParser:
+    """The flags that every command but ``run``, which configures more, has."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--state-dir", metavar="DIR", type=Path, default=Path("/run/ebproxy"), help="default /run/ebproxy")
+    parser.add_argument("--bpffs", metavar="DIR", type=Path, default=Path("/sys/fs/bpf"), help="default /sys/fs/bpf")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default table")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    parser = _parser()
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"agent.cli.{name}")
+        parents = [] if name == "run" else [_common()]
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP, parents=parents)
+        module.add_arguments(command)
+        command.set_defaults(module=module)
+    args = parser.parse_args(argv)
+    try:
+        status: int = args.module.run(args)
+    except ConfigError as error:
+        for fault in error.faults:
+            print(f"ebproxy: {fault}", file=sys.stderr)
+        return 2
+    except EbproxyError as error:
+        print(f"ebproxy: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

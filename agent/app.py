@@ -1,0 +1,274 @@
+"""The composition root of ``ebproxy run``: build the parts, start them, wait for a signal, stop them.
+
+Stopping leaves everything programmed: the kernel keeps forwarding, and the next agent adopts what it finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prometheus_client.core import Metric
+
+import agent
+from agent.config import Config, describe
+from agent.config_values import BindAddress
+from agent.core.model import Model
+from agent.core.records import ObjectKey
+from agent.errors import EbproxyError
+from agent.kernel.cgroup import find_cgroup_root
+from agent.kernel.dataplane import Dataplane, DataplaneOptions
+from agent.observe import metrics as meter
+from agent.observe.control import ControlServer
+from agent.observe.facts import Facts, write_facts
+from agent.observe.health import Health, Vitals
+from agent.observe.metrics import Metrics
+from agent.observe.names import NameJournal
+from agent.observe.server import HttpServer, Route, json_answer, metrics_route, text_answer
+from agent.status import read_status
+from agent.reconciler import Reconciler
+from agent.sources.decode import Decoder
+
+if TYPE_CHECKING:
+    from agent.sources.kube_events import EventRecorder
+
+log = logging.getLogger("ebproxy")
+_SO_NETNS_COOKIE = 71
+_M_ARENA_MAX = -8
+
+
+class Source(Protocol):
+    """Where objects come from."""
+
+    def start(self) -> None:
+        """Begin to list and watch."""
+
+    def stop(self) -> None:
+        """Stop promptly."""
+
+    def describe(self) -> dict[str, Any]:
+        """Say for ``status`` what is read and how that goes."""
+
+
+@contextlib.contextmanager
+def only_agent(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory's lock. Raises: EbproxyError when another agent does."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    with (state_dir / "agent.lock").open("w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"another agent holds {lock.name}; stop it, or give this one a --state-dir and --bpffs of its own"
+            raise EbproxyError(message) from error
+        yield
+
+
+class Agent:
+    """Every part of a running agent."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.metrics = Metrics()
+        self.dataplane = Dataplane(_dataplane_options(config))
+        if not self.dataplane.is_migrating:
+            self.dataplane.activate()
+        self.names = NameJournal(config.state_dir)
+        self.reconciler = Reconciler(
+            Model(config.node_name),
+            self.dataplane,
+            self.metrics,
+            self.names,
+            sync_period_s=config.sync_period_s,
+            drift_period_s=config.drift_check_period_s,
+            on_degraded=self._on_degraded,
+        )
+        self._recorder: EventRecorder | None = None
+        self.source = self._make_source()
+        self.metrics.add_live(self._live_metrics)
+        self.control = ControlServer(config.state_dir, {"status": self.status})
+        self.servers = list(self._make_servers())
+        write_facts(config.state_dir, self._facts())
+
+    def start(self) -> None:
+        """Start every part, the source last."""
+        self.reconciler.start()
+        self.control.start()
+        for server in self.servers:
+            server.start()
+        self.source.start()
+        threading.Thread(target=self._settle_memory, name="settle", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop every part, the source first."""
+        self.source.stop()
+        for server in self.servers:
+            server.stop()
+        self.control.stop()
+        self.reconciler.stop()
+        self.names.close()
+        self.dataplane.close()
+
+    def status(self) -> dict[str, Any]:
+        """Answer ``ebproxy status``."""
+        return read_status(self.config, self.reconciler, self.source.describe())
+
+    def _make_source(self) -> Source:
+        if self.config.manifests:
+            from agent.sources.manifests import ManifestSource  # noqa: PLC0415 - 16 MiB of client less to hold
+
+            decoder = Decoder(self.config.node_name)
+            return ManifestSource(self.config.manifests, decoder, self.reconciler.submit, self._on_source_error)
+        from agent.sources.kube import KubeSource  # noqa: PLC0415
+        from agent.sources.kube_client import KubeClient, KubeTarget  # noqa: PLC0415
+        from agent.sources.kube_events import EventRecorder  # noqa: PLC0415
+
+        client = KubeClient(KubeTarget(self.config.kubeconfig, self.config.api_server or None))
+        self._recorder = EventRecorder(client, self.config.node_name)
+        return KubeSource(client, self.config.node_name, self.reconciler.submit, self._on_source_error)
+
+    def _on_degraded(self, service: ObjectKey, reason: str) -> None:
+        if self._recorder:
+            self._recorder.warn(service, "DataplaneFull", reason)
+
+    def _on_source_error(self, kind: str, message: str) -> None:
+        self.metrics.error(kind)
+        log.warning("source: %s: %s", kind, message)
+
+    def _vitals(self) -> Vitals:
+        reconciler = self.reconciler
+        since = reconciler.pending_since if reconciler.model.is_synced else None
+        node_is_fine = reconciler.model.node_exists is not False and not reconciler.model.node.deleting
+        return Vitals(time.monotonic() - since if since else None, node_is_fine, reconciler.failure is not None)
+
+    def _make_servers(self) -> Iterator[HttpServer]:
+        health = Health(self._vitals, self.config.sync_period_s)
+
+        def healthz(_: str) -> tuple[int, str, bytes]:
+            code, body = health.healthz()
+            self.metrics.healthz.labels(str(code)).inc()
+            return json_answer(code, body)
+
+        def livez(_: str) -> tuple[int, str, bytes]:
+            code, body = health.livez()
+            self.metrics.livez.labels(str(code)).inc()
+            return json_answer(code, body)
+
+        own: dict[str, Route] = {
+            "/metrics": metrics_route(self.metrics.registry),
+            "/healthz": lambda _: text_answer("ok"),
+            "/proxyMode": lambda _: text_answer("ebpf"),
+            "/configz": lambda _: json_answer(200, {"kubeproxy.config.k8s.io": describe(self.config)}),
+        }
+        yield from self._bind("metrics", self.config.metrics_address, own)
+        yield from self._bind("health", self.config.healthz_address, {"/healthz": healthz, "/livez": livez})
+
+    def _bind(self, name: str, address: BindAddress | None, routes: dict[str, Route]) -> Iterator[HttpServer]:
+        if address is None:
+            return
+        try:
+            yield HttpServer(address.host, address.port, routes)
+        except OSError as error:
+            message = f"cannot serve {name} at {address}: {error}; set {name}BindAddress to a free one"
+            if self.config.bind_address_hard_fail:
+                raise EbproxyError(message) from error
+            self.metrics.error("bind")
+            log.error("%s", message)
+
+    def _live_metrics(self) -> Iterator[Metric]:
+        store, planner, model = self.dataplane.store, self.reconciler.planner, self.reconciler.model
+        sizes = self.config.map_sizes
+        entries = {"frontends": planner.frontend_count, "segments": planner.allocator.used}
+        capacity = {"frontends": sizes.frontends, "segments": sizes.segments}
+        yield from meter.gauge("ebproxy_map_entries", "Entries in use", dict(entries), "map")
+        yield from meter.gauge("ebproxy_map_capacity_entries", "Entries there is room for", dict(capacity), "map")
+        pressure = {name: used / capacity[name] for name, used in entries.items()}
+        yield from meter.gauge("ebproxy_map_pressure", "Share of a map that is in use, 0 to 1", pressure, "map")
+        yield from meter.counter("ebproxy_map_writes", "Entries written or deleted", dict(store.writes), "map")
+        dataplane = {count.name.lower(): value for count, value in store.read_counters().items()}
+        yield from meter.counter("ebproxy_dataplane_events", "What the programs counted", dict(dataplane), "event")
+        for name, text, value in (
+            ("ebproxy_services", "Services known", len(model.services)),
+            ("ebproxy_malformed_objects_current", "Objects that cannot be read", len(model.malformed)),
+            ("ebproxy_degraded_service_ports", "Service ports that are not as desired", len(planner.degraded)),
+            ("ebproxy_settled", "Whether everything listed is programmed", float(self.reconciler.is_settled.is_set())),
+            ("kubeproxy_sync_proxy_rules_service_changes_pending", "Services to resolve", len(model.dirty)),
+        ):
+            yield from meter.gauge(name, text, {"": value})
+
+    def _facts(self) -> Facts:
+        return Facts(
+            node=self.config.node_name,
+            pid=os.getpid(),
+            socket_lb=self.config.socket_lb,
+            cluster_cidrs=tuple(str(cidr) for cidr in self.config.cluster_cidrs),
+            host_netns=_netns_cookie(),
+        )
+
+    def _settle_memory(self) -> None:
+        """Once the first state is programmed: keep the collector away from it, and give what decoding took back."""
+        self.reconciler.is_settled.wait()
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _dataplane_options(config: Config) -> DataplaneOptions:
+    cgroup = None
+    if config.socket_lb != "off":
+        found = find_cgroup_root(config.cgroup_root)
+        cgroup = found.path
+        if found.warning:
+            log.warning("%s", found.warning)
+    host_netns = _netns_cookie() if config.socket_lb == "host" else None
+    return DataplaneOptions(config.bpffs, cgroup, config.map_sizes, config.remember_peer, host_netns)
+
+
+def _netns_cookie() -> int:
+    """The cookie of this process's network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+
+
+def run(config: Config) -> int:
+    """Run an agent until SIGTERM or SIGINT; returns the exit status."""
+    gc.disable()  # the first lists are a hundred thousand objects that all stay
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    if config.unused:
+        log.warning("fields of the configuration without effect here: %s", ", ".join(config.unused))
+    if config.oom_score_adj is not None:
+        with contextlib.suppress(PermissionError):
+            Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj), encoding="ascii")
+    with only_agent(config.state_dir):
+        parts = Agent(config)
+        parts.start()
+        log.info("ebproxy %s runs on node %s, layout %s", agent.__version__, config.node_name, parts.dataplane.layout)
+        status = _wait(parts.reconciler)
+        parts.stop()
+    return status
+
+
+def _wait(reconciler: Reconciler) -> int:
+    """Wait for a signal, or for the reconciler to fail."""
+    wake = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: wake.set())
+    while not wake.wait(timeout=5):
+        if reconciler.failure is not None:
+            return 1
+    return 0
+
+
+__all__ = ["Agent", "Source", "only_agent", "run"]

@@ -1,0 +1,63 @@
+"""`ebproxy status`: whether the node is programmed, and what is not as desired."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from agent.cli.output import print_json, print_table
+from agent.errors import AgentUnreachable
+from agent.observe.control import ask
+
+HELP = "say whether everything listed is programmed, and what is not; exit status 1 when something is not"
+_POLL_S = 0.05
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--wait``."""
+    parser.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=float,
+        default=0,
+        help="wait up to SECONDS until everything listed is programmed",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status; 0 = everything listed is programmed. Raises: AgentUnreachable."""
+    status = _settled_status(args)
+    if args.output == "json":
+        print_json(status)
+    else:
+        _print(status)
+    return 0 if status["is_settled"] else 1
+
+
+def _settled_status(args: argparse.Namespace) -> dict[str, Any]:
+    deadline = time.monotonic() + args.wait
+    while True:
+        try:
+            status: dict[str, Any] = ask(args.state_dir, "status")
+            if status["is_settled"] or time.monotonic() >= deadline:
+                return status
+        except AgentUnreachable:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_S)
+
+
+def _print(status: dict[str, Any]) -> None:
+    waiting = ", ".join(status["not_listed"])
+    state = "programmed" if status["is_settled"] else f"waiting for {waiting}" if waiting else "not as desired"
+    rows = [("state", state)]
+    rows += [(key, status[key]) for key in ("node", "version", "services", "service_ports", "backends")]
+    rows += [("socketLB", status["socket_lb"]), ("cgroup", status["cgroup"]), ("layout", status["layout"])]
+    rows += [("source", " ".join(f"{key}={value}" for key, value in status["source"].items()))]
+    rows += [(f"map {name}", f"{m['entries']} of {m['capacity']}") for name, m in status["maps"].items()]
+    print_table(("what", "value"), rows)
+    if status["degraded"]:
+        print_table(("degraded", "port", "reason"), [tuple(entry.values()) for entry in status["degraded"]])
+    if status["malformed"]:
+        print_table(("malformed", "name", "field", "reason"), [tuple(e.values()) for e in status["malformed"]])

@@ -24,9 +24,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common() -> argparse.ArgumentParser:
-    """The flags that every command but ``run``, which configures more, has."""
+    """Build the flags that every command but ``run``, which configures more, has."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--state-dir", metavar="DIR", type=Path, default=Path("/run/ebproxy"), help="default /run/ebproxy")
+    parser.add_argument(
+        "--state-dir", metavar="DIR", type=Path, default=Path("/run/ebproxy"), help="default /run/ebproxy"
+    )
     parser.add_argument("--bpffs", metavar="DIR", type=Path, default=Path("/sys/fs/bpf"), help="default /sys/fs/bpf")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default table")
     return parser
@@ -38,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = _parser()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    # The agent stays small: only the command that is asked for is imported.
+    for name in argv[:1] if set(argv[:1]) <= set(COMMANDS) and argv else COMMANDS:
         module = importlib.import_module(f"agent.cli.{name}")
         parents = [] if name == "run" else [_common()]
         command = commands.add_parser(name, help=module.HELP, description=module.HELP, parents=parents)

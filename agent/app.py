@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,9 +37,9 @@ from agent.observe.health import Health, Vitals
 from agent.observe.metrics import Metrics
 from agent.observe.names import NameJournal
 from agent.observe.server import HttpServer, Route, json_answer, metrics_route, text_answer
-from agent.status import read_status
 from agent.reconciler import Reconciler
 from agent.sources.decode import Decoder
+from agent.status import read_status
 
 if TYPE_CHECKING:
     from agent.sources.kube_events import EventRecorder
@@ -237,7 +237,7 @@ def _dataplane_options(config: Config) -> DataplaneOptions:
 
 
 def _netns_cookie() -> int:
-    """The cookie of this process's network namespace."""
+    """Read the cookie of this process's network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 

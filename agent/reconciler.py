@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from agent.core.model import Model
 from agent.core.plan import Plan, Planner
@@ -28,16 +28,10 @@ _BATCH_LIMIT = 20_000
 _RETRY_FLOOR_S = 0.5
 
 
-class DegradedListener(Protocol):
-    """Told when a service port does not fit, once for each reason (a Kubernetes Event, for one)."""
-
-    def __call__(self, service: ObjectKey, reason: str) -> None: ...
-
-
-class Question(Protocol):
-    """A question to be answered on the reconciler's thread."""
-
-    def __call__(self) -> None: ...
+DegradedListener = Callable[[ObjectKey, str], None]
+"""Told of a service whose port does not fit, and why, once for each reason (a Kubernetes Event, for one)."""
+Question = Callable[[], None]
+"""Called on the reconciler's thread."""
 
 
 class Reconciler:
@@ -72,8 +66,8 @@ class Reconciler:
         self._drift_period_s = drift_period_s
         self._on_degraded = on_degraded
         self._queue: queue.SimpleQueue[Event | Question | None] = queue.SimpleQueue()
+        self._settling = threading.Lock()
         self._is_first = True
-        self._is_active = False
         self._told: dict[tuple[ObjectKey, PortName], str] = {}
         self._triggers: list[float] = []
         self._retry_at: float | None = None
@@ -93,10 +87,11 @@ class Reconciler:
 
     def submit(self, event: Event) -> None:
         """Take an event from a source, in any thread."""
-        if self.pending_since is None:
-            self.pending_since = time.monotonic()
-            self.is_settled.clear()
-        self._queue.put(event)
+        with self._settling:
+            if self.pending_since is None:
+                self.pending_since = time.monotonic()
+                self.is_settled.clear()
+            self._queue.put(event)
 
     def ask(self, question: Callable[[], T], timeout_s: float = 10) -> T:
         """Answer a question about the model or the plans on the thread that owns them. Raises: TimeoutError."""
@@ -165,24 +160,27 @@ class Reconciler:
         try:
             if now >= self._drift_at:
                 self._heal_drift()
-            self._sync(now)
-            if not self._is_active:
+            self._sync_all(now)
+            if not self.dataplane.is_active:
                 self._activate()
         except (DataplaneError, LoaderError) as error:
             self._recover(error)
             return
         self._retry_s = _RETRY_FLOOR_S
-        if self._queue.empty():
-            self.pending_since = None
-            self.is_settled.set()
+        with self._settling:
+            if self._queue.empty():
+                self.pending_since = None
+                self.is_settled.set()
+
+    def _sync_all(self, now: float) -> None:
+        if self.planner.allocator.wake(now):
+            self.model.dirty.update(key for key, _ in self.planner.degraded)
+        while self.model.dirty or self._is_first:
+            self._sync(now)
 
     def _sync(self, now: float) -> None:
-        """Plan what changed and apply it."""
+        """Plan what changed and apply it; what that makes room for is changed then."""
         planner = self.planner
-        if planner.allocator.wake(now):
-            self.model.dirty.update(key for key, _ in planner.degraded)
-        if not self.model.dirty and not self._is_first:
-            return
         dirty, self.model.dirty = self.model.dirty, set()
         plan = Plan()
         self._plan(dirty, plan)
@@ -221,9 +219,9 @@ class Reconciler:
             return None
 
     def _activate(self) -> None:
+        """Turn the hooks to this layout, now that it is filled."""
         changed = self.dataplane.activate()
-        self._is_active = True
-        log.info("socket hooks active: %d changed, layout %s", changed, self.dataplane.layout)
+        log.info("socket hooks turned: %d changed, layout %s", changed, self.dataplane.layout)
 
     def _recover(self, error: Exception) -> None:
         """Read back what the kernel holds, plan everything anew, and try again a little later."""

@@ -65,6 +65,24 @@ static __always_inline bool sock_is_covered(struct bpf_sock_addr *ctx)
 #endif
 }
 
+/* Whether to remember what a socket asks for. A datagram socket always checks who answered. */
+static __always_inline bool sock_remembers(struct bpf_sock_addr *ctx)
+{
+#ifdef REMEMBER_PEER
+	return true;
+#else
+	return ctx->protocol == IPPROTO_UDP;
+#endif
+}
+
+/* Whether this connect() follows another one, as only datagram sockets do: what was asked then is no longer true. */
+static __always_inline bool sock_was_connected(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk && sk->dst_port;
+}
+
 /* Turn a refusal into what the application's system call returns. */
 static __always_inline int sock_refuse(enum lb_verdict verdict)
 {
@@ -92,14 +110,10 @@ static __always_inline enum lb_verdict sock_connect(struct bpf_sock_addr *ctx, s
 	if (!sock_is_covered(ctx))
 		return LB_PASS;
 	verdict = lb_translate(&asked, (u8)ctx->protocol, bpf_get_prandom_u32(), peer);
-#ifdef REMEMBER_PEER
-	if (verdict == LB_FORWARD)
+	if (verdict == LB_FORWARD && sock_remembers(ctx))
 		origin_remember(socket_cookie(ctx), &asked, peer);
-#else
-	/* A datagram socket checks who answered, whatever getpeername() is allowed to say. */
-	if (verdict == LB_FORWARD && ctx->protocol == IPPROTO_UDP)
-		origin_remember(socket_cookie(ctx), &asked, peer);
-#endif
+	else if (verdict == LB_PASS && sock_was_connected(ctx))
+		origin_forget(socket_cookie(ctx), peer);
 	return verdict;
 }
 

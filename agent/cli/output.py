@@ -31,5 +31,5 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
 
 
 def console() -> Console:
-    """A console as wide as the terminal, or wide enough for a line where there is none."""
+    """Make a console as wide as the terminal, or wide enough for a line where there is none."""
     return Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH, color_system=None)

@@ -80,9 +80,7 @@ def parse_target(text: str, protocol: Protocol) -> FrontendKey:
     return FrontendKey(address, int(port), protocol)
 
 
-def decide(
-    store: MapStore, names: dict[int, Name], target: FrontendKey, origin: str, socket_lb: str
-) -> Outcome:
+def decide(store: MapStore, names: dict[int, Name], target: FrontendKey, origin: str, socket_lb: str) -> Outcome:
     """Follow the programs' own steps through the maps."""
     value = store.maps["frontends"].lookup(target.pack())
     if value is None:

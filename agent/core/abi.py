@@ -121,7 +121,7 @@ def layout_id(specs: tuple[MapSpec, ...]) -> str:
 
 
 def port_bytes(port: int) -> bytes:
-    """A port in network byte order."""
+    """Write a port in network byte order."""
     return port.to_bytes(2, "big")
 
 

@@ -38,5 +38,5 @@ def format_endpoint(address: bytes, port: int) -> str:
 
 
 def family_of(address: bytes) -> Family:
-    """The family of a 16-byte address."""
+    """Tell the family of a 16-byte address."""
     return Family.IPV4 if address.startswith(IPV4_PREFIX) else Family.IPV6

@@ -141,7 +141,7 @@ class Planner:
             self.placements[key] = kept
 
     def plan_leftovers(self, plan: Plan) -> None:
-        """Remove what was found in the kernel and no Service has claimed. Only right after every Service was planned."""
+        """Remove what was found in the kernel and no Service claims; right only after every Service was planned."""
         for key in self._found:
             plan.remove_frontend(key)
         for base, (order, _, _) in self._found_segments.items():
@@ -290,7 +290,7 @@ class Planner:
             self._edit(placement, want, plan)
 
     def _grow(self, placement: Placement, want: Backends, plan: Plan) -> None:
-        """Move to a larger segment; where there is none, drop what is gone and take in what fits. Raises: CapacityError."""
+        """Move to a larger segment; where there is none, drop what is gone and take in what fits, and raise CapacityError."""
         try:
             self._move(placement, want, plan)
         except CapacityError:

@@ -108,7 +108,7 @@ class SliceRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class NodeRecord(msgspec.Struct, frozen=True, gc=False):
-    """This node: zone, addresses and pod ranges (as text), and whether it is about to go."""
+    """Our node: zone, addresses and pod ranges (as text), and whether it is about to go."""
 
     name: str
     zone: str = ""

@@ -16,7 +16,7 @@ REST_S = 1.0
 
 
 def order_for(slots: int) -> int:
-    """The smallest order whose block, ``1 << order``, holds this many slots."""
+    """Find the smallest order whose block, ``1 << order``, holds this many slots."""
     return (slots - 1).bit_length()
 
 
@@ -48,14 +48,16 @@ class SegmentAllocator:
         raise CapacityError("segments", 1 << order, self.capacity)
 
     def reserve(self, base: int, order: int) -> bool:
-        """Take this very block; returns False where any of it is taken, misaligned or out of range."""
+        """Take this very block; returns False, with nothing taken, where any of it is taken, misaligned or out of range."""
+        if base >> order << order != base:
+            return False
         for larger in range(order, len(self._free)):
             start = base >> larger << larger
             if start in self._free[larger]:
                 self._free[larger].remove(start)
                 self._split_around(start, larger, base, order)
                 self.used += 1 << order
-                return base >> order << order == base
+                return True
         return False
 
     def rest(self, base: int, order: int, now: float) -> None:

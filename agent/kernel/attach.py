@@ -71,7 +71,7 @@ def closing(fd: int) -> Iterator[int]:
 
 
 def attached_programs(directory: Path) -> dict[str, bpf.ProgInfo]:
-    """The programs that pinned links run, by hook; a link whose cgroup is gone runs none."""
+    """List the programs that pinned links run, by hook; a link whose cgroup is gone runs none."""
     programs = {}
     for pin in sorted(directory.glob("*")):
         with closing(bpf.obj_get(pin)) as link:

@@ -114,7 +114,7 @@ class LinkInfo:
 
 
 def bpf(command: Command, attr: ctypes.Array[ctypes.c_char]) -> int:
-    """Call bpf(2) and return its result. Raises: OSError."""
+    """Make the system call and return its result. Raises: OSError."""
     result: int = _syscall(_NR_BPF, int(command), attr, len(attr))
     if result < 0:
         code = ctypes.get_errno()
@@ -282,7 +282,7 @@ class Map:
                 yield keys[i * key_size : (i + 1) * key_size], values[i * stride : (i + 1) * stride]
 
     def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes, int]]:
-        """Read every entry as (keys, values, count), ``size`` at a time; only the first ``count`` of each mean anything."""
+        """Read every entry, ``size`` at a time, as (keys, values, count); what is past ``count`` means nothing."""
         size = max(size, 64)
         cursor_in = ctypes.create_string_buffer(max(self.info.key_size, 8))
         cursor_out = ctypes.create_string_buffer(max(self.info.key_size, 8))
@@ -320,6 +320,6 @@ class Map:
 
 
 def possible_cpus() -> int:
-    """The number of possible CPUs, which per-CPU values are sized by."""
+    """Count the possible CPUs, which per-CPU values are sized by."""
     text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
     return int(text.rsplit("-", 1)[-1].rsplit(",", 1)[-1]) + 1

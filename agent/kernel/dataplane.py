@@ -51,6 +51,7 @@ class Dataplane:
         self.layout = layout_id(specs)
         self.directory = self.root / self.layout
         self.store = MapStore.open(self.directory, specs, former=tuple(layouts(self.root)))
+        self.is_active = False
         self.programs = programs.open_or_load(self.directory, self.store, specs, self._program_options())
 
     def _program_options(self) -> programs.ProgramOptions:
@@ -63,9 +64,7 @@ class Dataplane:
         """Whether the hooks run programs over another layout's maps: fill ours before ``activate``."""
         frontends = self.store.maps["frontends"].info.id
         attached = attach.attached_programs(self.root / LINKS)
-        return any(
-            frontends not in program.map_ids for hook, program in attached.items() if hook.startswith("connect")
-        )
+        return any(frontends not in program.map_ids for hook, program in attached.items() if hook.startswith("connect"))
 
     def activate(self) -> int:
         """Turn every hook to our programs, prove that they fire, remove what is no longer in use.
@@ -78,15 +77,15 @@ class Dataplane:
             changed = attach.attach(self.root / LINKS, self.options.cgroup, self.programs)
             selftest.prove_hook_fires(self.store, self.options.cgroup)
         self._remove_former()
+        self.is_active = True
         return changed
 
     def _remove_former(self) -> None:
         for directory in layouts(self.root):
             if directory != self.directory:
                 shutil.rmtree(directory)
-        current = {Path(f"programs_{programs.digest(programs.BPF_SOURCES / 'sock.c', self._program_options())}").name}
         for pins in self.directory.glob("programs_*"):
-            if pins.name not in current:
+            if pins != programs.pins_of(self.directory, self._program_options()):
                 shutil.rmtree(pins)
 
     def close(self) -> None:
@@ -97,14 +96,14 @@ class Dataplane:
 
 
 def layouts(root: Path) -> list[Path]:
-    """The directories of every layout under a dataplane's root."""
+    """List the directories of every layout under a dataplane's root."""
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if path.is_dir() and path.name != LINKS)
 
 
 def active_layout(bpffs_directory: Path) -> Path | None:
-    """The directory of the layout that the hooks use, or else of the only one there is; None = there is none."""
+    """Find the layout that the hooks use, or else the only one there is; None = there is none."""
     root = bpffs_directory / NAME
     found = layouts(root)
     attached = attach.attached_programs(root / LINKS)

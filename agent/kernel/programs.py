@@ -19,7 +19,7 @@ import agent
 from agent.core.abi import Layout, MapSpec
 from agent.errors import LoaderError
 from agent.kernel import bpf
-from agent.kernel.loader import Program, Report, Request, StructReport, flatten
+from agent.kernel.loader import Program, Report, Request, StructReport
 from agent.kernel.maps import MapStore
 
 BPF_SOURCES = Path(agent.__file__).resolve().parent.parent / "bpf"
@@ -41,7 +41,10 @@ SOCKET_HOOKS = (
 
 @dataclass(frozen=True, slots=True)
 class ProgramOptions:
-    """What is decided when the programs are compiled. ``host_netns`` = translate only in the namespace of this cookie."""
+    """What is decided when the programs are compiled.
+
+    ``host_netns``: translate only in the network namespace of this cookie; None = in all.
+    """
 
     socket_origin_slots: int
     remember_peer: bool = True
@@ -57,24 +60,24 @@ class ProgramOptions:
         return defines
 
 
-def digest(source: Path, options: ProgramOptions) -> str:
-    """Name what goes into the programs: sources, the header tree and options. 12 hexadecimal digits."""
+def pins_of(directory: Path, options: ProgramOptions) -> Path:
+    """Where a layout's programs are pinned: named after all that goes into them, sources, header tree and options."""
+    source = BPF_SOURCES / "sock.c"
     state = hashlib.sha256(repr(sorted(options.defines().items())).encode())
     for path in [source, *sorted(source.parent.rglob("*.h"))]:
         state.update(path.relative_to(source.parent).as_posix().encode() + b"\0" + path.read_bytes())
-    return state.hexdigest()[:12]
+    return directory / f"programs_{state.hexdigest()[:12]}"
 
 
 def open_or_load(
     directory: Path, store: MapStore, specs: tuple[MapSpec, ...], options: ProgramOptions
 ) -> dict[bpf.AttachType, int]:
     """Give a descriptor for the program of each socket hook. Raises: LoaderError."""
-    source = BPF_SOURCES / "sock.c"
-    pins = directory / f"programs_{digest(source, options)}"
+    pins = pins_of(directory, options)
     programs = _open(pins, store)
     if programs:
         return programs
-    _load(pins, source, directory, specs, options)
+    _load(pins, directory, specs, options)
     programs = _open(pins, store)
     if not programs:
         message = f"the loader left no usable programs in {pins}"
@@ -99,14 +102,12 @@ def _open(pins: Path, store: MapStore) -> dict[bpf.AttachType, int] | None:
     return None
 
 
-def _load(
-    pins: Path, source: Path, directory: Path, specs: tuple[MapSpec, ...], options: ProgramOptions
-) -> None:
+def _load(pins: Path, directory: Path, specs: tuple[MapSpec, ...], options: ProgramOptions) -> None:
     pins.mkdir(exist_ok=True)
     for stale in pins.iterdir():
         stale.unlink()
     request = Request(
-        source=str(source),
+        source=str(BPF_SOURCES / "sock.c"),
         defines=options.defines(),
         maps={spec.name: str(directory / spec.name) for spec in specs},
         programs=tuple(
@@ -147,12 +148,11 @@ def _check_layouts(report: Report, specs: tuple[MapSpec, ...]) -> None:
     for spec in specs:
         for role, ours, theirs in zip(("key", "value"), (spec.key, spec.value), report.layouts[spec.name], strict=True):
             if not _agrees(ours, theirs):
-                message = f"map {spec.name}: the {role} {ours.name} is {theirs} in bpf/types.h, {ours.fields} in the agent"
+                message = (
+                    f"map {spec.name}: the {role} {ours.name} is {theirs} in bpf/types.h, {ours.fields} in the agent"
+                )
                 raise LoaderError(message)
 
 
 def _agrees(ours: Layout, theirs: StructReport) -> bool:
     return (tuple(tuple(field) for field in ours.fields), ours.size) == (theirs.fields, theirs.size)
-
-
-__all__ = ["SOCKET_HOOKS", "ProgramOptions", "digest", "flatten", "open_or_load", "run_loader"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -26,6 +26,7 @@ class Metrics:
     """Everything the agent counts; ``registry`` is what ``/metrics`` serves."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._started = time.time()
         registry = self.registry
@@ -45,7 +46,10 @@ class Metrics:
             registry=registry,
         )
         self._synced_at = Gauge(
-            "kubeproxy_sync_proxy_rules_last_timestamp_seconds", "When the maps were last written", family, registry=registry
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "When the maps were last written",
+            family,
+            registry=registry,
         )
         self._queued_at = Gauge(
             "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
@@ -129,7 +133,7 @@ class _Live(Collector):
 
 
 def gauge(name: str, text: str, values: dict[str, float], label: str = "") -> Iterator[Metric]:
-    """A gauge by one label; with no label, ``values`` has one value under the empty string."""
+    """Make a gauge by one label; with no label, ``values`` has one value under the empty string."""
     family = GaugeMetricFamily(name, text, labels=[label] if label else [])
     for key, value in values.items():
         family.add_metric([key] if label else [], value)
@@ -137,7 +141,7 @@ def gauge(name: str, text: str, values: dict[str, float], label: str = "") -> It
 
 
 def counter(name: str, text: str, values: dict[str, float], label: str) -> Iterator[Metric]:
-    """A counter by one label."""
+    """Make a counter by one label."""
     family = CounterMetricFamily(name, text, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)

@@ -1,7 +1,8 @@
 """The names of service ids, in a file of the state directory: what the maps, which hold numbers, cannot say.
 
 Commands read it beside the pinned maps, so they answer with names also when no agent runs. One line a service port:
-id, namespace/name, port name, protocol and family, separated by tabs. Lines are only appended; the last one of an id holds.
+id, namespace/name, port name, protocol and family, separated by tabs. Lines are only appended; the last of an id
+holds.
 """
 
 from __future__ import annotations

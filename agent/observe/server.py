@@ -47,9 +47,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = 10
     routes: Mapping[str, Route]
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class names it
+    def do_GET(self) -> None:
         route = self.routes.get(self.path.partition("?")[0])
-        code, content_type, body = route(self.headers.get("Accept", "")) if route else (404, "text/plain", b"not found\n")
+        code, content_type, body = (
+            route(self.headers.get("Accept", "")) if route else (404, "text/plain", b"not found\n")
+        )
         self.send_response(code)
         self.send_header("Content-Type", content_type)
         self.send_header("X-Content-Type-Options", "nosniff")

@@ -48,7 +48,7 @@ class SegmentAllocator:
         raise CapacityError("segments", 1 << order, self.capacity)
 
     def reserve(self, base: int, order: int) -> bool:
-        """Take this very block; returns False, with nothing taken, where any of it is taken, misaligned or out of range."""
+        """Take this very block, or nothing; returns False where it is taken in part, misaligned or out of range."""
         if base >> order << order != base:
             return False
         for larger in range(order, len(self._free)):

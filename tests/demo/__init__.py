@@ -1,0 +1,1 @@
+"""`make demo`: a two-node cluster on this machine, shown at work."""

@@ -1,0 +1,127 @@
+"""Ordinary Kubernetes objects, and directories of YAML that agents watch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+Object = dict[str, Any]
+NAMESPACE = "shop"
+
+
+class Port(NamedTuple):
+    """A port of a Service and of its slices: what clients use, and what pods listen on."""
+
+    name: str
+    number: int
+    target: int
+    protocol: str = "TCP"
+
+
+WEB = (Port("http", 80, 8080), Port("http-udp", 80, 8080, "UDP"))
+
+
+class Endpoint(NamedTuple):
+    """An endpoint of a slice: its address, node, and conditions."""
+
+    address: str
+    node: str = ""
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+
+
+def _meta(name: str, **fields: Any) -> Object:
+    return {"name": name, "namespace": NAMESPACE, **fields}
+
+
+def service(name: str, ips: Sequence[str], ports: Iterable[Port] = WEB, **spec: Any) -> Object:
+    """Build a ClusterIP Service; ``spec`` adds or replaces fields of its spec."""
+    families = ["IPv6" if ":" in ip else "IPv4" for ip in ips]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _meta(name),
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": ips[0],
+            "clusterIPs": list(ips),
+            "ipFamilies": families,
+            "ipFamilyPolicy": "RequireDualStack" if len(ips) > 1 else "SingleStack",
+            "selector": {"app": name},
+            "ports": [
+                {"name": p.name, "port": p.number, "targetPort": p.target, "protocol": p.protocol} for p in ports
+            ],
+            **spec,
+        },
+    }
+
+
+def endpoint_slice(
+    owner: str, endpoints: Sequence[Endpoint], ports: Iterable[Port] = WEB, *, name: str = "", ipv6: bool = False
+) -> Object:
+    """Build an EndpointSlice of one family."""
+    family = "IPv6" if ipv6 else "IPv4"
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": _meta(name or f"{owner}-{family.lower()}", labels={"kubernetes.io/service-name": owner}),
+        "addressType": family,
+        "endpoints": [
+            {
+                "addresses": [e.address],
+                "conditions": {"ready": e.ready, "serving": e.serving, "terminating": e.terminating},
+                **({"nodeName": e.node} if e.node else {}),
+            }
+            for e in endpoints
+        ],
+        "ports": [{"name": p.name, "port": p.target, "protocol": p.protocol} for p in ports],
+    }
+
+
+def node(name: str, addresses: Sequence[str], pod_cidrs: Sequence[str], zone: str = "") -> Object:
+    """Build a Node."""
+    labels = {"kubernetes.io/hostname": name} | ({"topology.kubernetes.io/zone": zone} if zone else {})
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {"podCIDR": pod_cidrs[0], "podCIDRs": list(pod_cidrs)},
+        "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
+    }
+
+
+def pod(name: str, node_name: str, ips: Sequence[str], app: str) -> Object:
+    """Build a running Pod."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": _meta(name, labels={"app": app}),
+        "spec": {"nodeName": node_name, "containers": [{"name": "server", "image": "example.invalid/server"}]},
+        "status": {"phase": "Running", "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]},
+    }
+
+
+class Manifests:
+    """A directory of YAML files; each is replaced whole."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, *objects: Object) -> None:
+        """Write a file of several documents, by a rename as editors do."""
+        self.write_text(name, yaml.safe_dump_all(objects, sort_keys=False))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file as it is."""
+        hidden = self.directory / f".{name}.new"
+        hidden.write_text(text, encoding="utf-8")
+        hidden.replace(self.directory / f"{name}.yaml")
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        (self.directory / f"{name}.yaml").unlink()

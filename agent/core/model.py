@@ -137,7 +137,7 @@ class Model:
             return
         for key in self._known(kind) - mentioned:
             self._delete(kind, key)
-        if kind is Kind.NODE and self.node_exists is None:
+        if kind is Kind.NODE and self.node_exists is None and ObjectKey("", self.node.name) not in mentioned:
             self.node_exists = False
         self.unsynced.discard(kind)
 

@@ -1,0 +1,247 @@
+"""The model keeps the latest of every object, and knows which Services changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.core.model import Model
+from agent.core.records import (
+    Delete,
+    Event,
+    Kind,
+    ListEnded,
+    ListStarted,
+    Malformed,
+    NodeRecord,
+    ObjectKey,
+    Traits,
+    Upsert,
+)
+from tests.builders import READY, endpoint_text, key, piece, service
+
+WEB, API = key("web"), key("api")
+NODE = ObjectKey("", "n1")
+
+
+def model_of(*events: Event) -> Model:
+    model = Model("n1")
+    for event in events:
+        model.apply(event)
+    return model
+
+
+def then(model: Model, *events: Event) -> set[str]:
+    """Apply events and return the names of the Services they made dirty."""
+    model.dirty.clear()
+    for event in events:
+        model.apply(event)
+    return {key.name for key in model.dirty}
+
+
+def backends(model: Model, of: ObjectKey = WEB) -> list[str]:
+    return sorted(endpoint_text(slot) for want in model.desired(of) for slot in want.inside.slots)
+
+
+def listed(kind: Kind, *events: Event) -> tuple[Event, ...]:
+    return (ListStarted(kind), *events, ListEnded(kind))
+
+
+ONE = Upsert(piece("s1", (READY, ["10.1.0.1"])))
+TWO = Upsert(piece("s1", (READY, ["10.1.0.1", "10.1.0.2"])))
+BESIDE = Upsert(piece("s2", (READY, ["10.1.0.3"])))
+MOVED = Upsert(piece("s1", (READY, ["10.1.0.1"]), of="api"))
+SERVICE, OTHER = Upsert(service()), Upsert(service("api", "10.0.0.2"))
+
+CHANGES = [
+    pytest.param([], [SERVICE], {"web"}, id="service-appears"),
+    pytest.param([SERVICE], [SERVICE], set(), id="service-said-again"),
+    pytest.param([SERVICE], [Upsert(service(local=True))], {"web"}, id="service-changes"),
+    pytest.param([SERVICE, OTHER], [Delete(Kind.SERVICE, WEB)], {"web"}, id="service-goes"),
+    pytest.param([], [Delete(Kind.SERVICE, WEB)], set(), id="unknown-service-goes"),
+    pytest.param([SERVICE, OTHER], [ONE], {"web"}, id="slice-appears"),
+    pytest.param([SERVICE, ONE], [ONE], set(), id="slice-said-again"),
+    pytest.param([SERVICE, ONE], [TWO], {"web"}, id="slice-changes"),
+    pytest.param([SERVICE, ONE], [Delete(Kind.ENDPOINT_SLICE, key("s1"))], {"web"}, id="slice-goes"),
+    pytest.param([SERVICE], [Delete(Kind.ENDPOINT_SLICE, key("s1"))], set(), id="unknown-slice-goes"),
+    pytest.param([SERVICE, OTHER, ONE], [MOVED], {"web", "api"}, id="slice-moves-by-its-label"),
+    pytest.param([SERVICE, OTHER], [Upsert(NodeRecord("n1", zone="a"))], {"web", "api"}, id="zone-becomes-known"),
+    pytest.param(
+        [SERVICE, Upsert(NodeRecord("n1", zone="a"))], [Upsert(NodeRecord("n1", zone="b"))], {"web"}, id="zone-changes"
+    ),
+    pytest.param(
+        [SERVICE, Upsert(NodeRecord("n1", zone="a"))],
+        [Upsert(NodeRecord("n1", zone="a", addresses=("192.0.2.9",)))],
+        set(),
+        id="node-changes-but-not-its-zone",
+    ),
+    pytest.param([SERVICE], [Upsert(NodeRecord("n2", zone="a"))], set(), id="another-node"),
+    pytest.param([SERVICE], [Malformed(Kind.SERVICE, WEB, "spec", "bad")], set(), id="malformed"),
+]
+
+
+@pytest.mark.parametrize(("before", "change", "dirty"), CHANGES)
+def test_a_change_makes_its_services_dirty_and_no_others(before, change, dirty):
+    assert then(model_of(*before), *change) == dirty
+
+
+@pytest.mark.parametrize(
+    ("events", "web", "api"),
+    [
+        pytest.param([SERVICE, ONE, BESIDE], ["10.1.0.1:8080", "10.1.0.3:8080"], [], id="two-slices"),
+        pytest.param([ONE, BESIDE, SERVICE], ["10.1.0.1:8080", "10.1.0.3:8080"], [], id="slices-before-their-service"),
+        pytest.param([SERVICE, BESIDE, ONE, TWO], ["10.1.0.1:8080", "10.1.0.2:8080", "10.1.0.3:8080"], [], id="latest"),
+        pytest.param([SERVICE, OTHER, ONE, MOVED], [], ["10.1.0.1:8080"], id="moved"),
+        pytest.param([SERVICE, OTHER, ONE, MOVED, ONE], ["10.1.0.1:8080"], [], id="moved-and-back"),
+        pytest.param([SERVICE, ONE, Delete(Kind.SERVICE, WEB), SERVICE], ["10.1.0.1:8080"], [], id="service-recreated"),
+        pytest.param(
+            [SERVICE, OTHER, ONE, MOVED, Delete(Kind.ENDPOINT_SLICE, key("s1"))], [], [], id="moved-and-deleted"
+        ),
+        pytest.param(
+            [SERVICE, Upsert(piece("other/s1", (READY, ["10.1.0.9"]), of="other/web"))], [], [], id="another-namespace"
+        ),
+        pytest.param(
+            [SERVICE, ONE, Upsert(piece("other/s1", (READY, ["10.1.0.9"]), of="other/web"))],
+            ["10.1.0.1:8080"],
+            [],
+            id="slices-of-one-name-in-two-namespaces",
+        ),
+    ],
+)
+def test_backends_come_from_the_slices_of_now(events, web, api):
+    model = model_of(*events)
+
+    assert (backends(model), backends(model, API)) == (web, api)
+
+
+@pytest.mark.parametrize(
+    ("first", "relist", "dirty", "left"),
+    [
+        pytest.param([SERVICE, OTHER], [SERVICE, OTHER], set(), {"web", "api"}, id="nothing-changed"),
+        pytest.param([SERVICE, OTHER], [OTHER], {"web"}, {"api"}, id="one-went-meanwhile"),
+        pytest.param([SERVICE], [SERVICE, OTHER], {"api"}, {"web", "api"}, id="one-came-meanwhile"),
+        pytest.param([SERVICE, OTHER], [], {"web", "api"}, set(), id="all-went"),
+        pytest.param(
+            [SERVICE, OTHER],
+            [OTHER, Malformed(Kind.SERVICE, WEB, "spec.ports", "not a list")],
+            set(),
+            {"web", "api"},
+            id="malformed-is-mentioned",
+        ),
+        pytest.param(
+            [SERVICE, OTHER],
+            [OTHER, SERVICE, Delete(Kind.SERVICE, WEB)],
+            {"web"},
+            {"api"},
+            id="deleted-during-the-list",
+        ),
+        pytest.param(
+            [SERVICE],
+            [Delete(Kind.SERVICE, WEB), SERVICE],
+            {"web"},
+            {"web"},
+            id="deleted-and-recreated-during-the-list",
+        ),
+        pytest.param(
+            [SERVICE, OTHER],
+            [SERVICE, ListStarted(Kind.SERVICE), OTHER],
+            {"web"},
+            {"api"},
+            id="a-list-begun-again-counts-from-there",
+        ),
+    ],
+)
+def test_a_relist_is_a_difference(first, relist, dirty, left):
+    model = model_of(*listed(Kind.SERVICE, *first))
+
+    assert then(model, *listed(Kind.SERVICE, *relist)) == dirty
+    assert {key.name for key in model.services} == left
+
+
+def test_until_a_relist_has_ended_what_it_has_not_mentioned_stays():
+    model = model_of(*listed(Kind.SERVICE, SERVICE, OTHER))
+
+    assert then(model, ListStarted(Kind.SERVICE), OTHER) == set()
+    assert WEB in model.services
+    assert then(model, ListEnded(Kind.SERVICE)) == {"web"}
+
+
+def test_a_relist_of_slices_drops_those_it_does_not_mention():
+    model = model_of(SERVICE, *listed(Kind.ENDPOINT_SLICE, ONE, BESIDE))
+
+    assert then(model, *listed(Kind.ENDPOINT_SLICE, BESIDE)) == {"web"}
+    assert backends(model) == ["10.1.0.3:8080"]
+
+
+def test_a_relist_of_one_kind_leaves_the_others():
+    model = model_of(*listed(Kind.SERVICE, SERVICE), *listed(Kind.ENDPOINT_SLICE, ONE))
+
+    assert then(model, *listed(Kind.NODE)) == set()
+    assert backends(model) == ["10.1.0.1:8080"]
+
+
+def test_the_model_is_synced_when_every_kind_was_listed():
+    model = Model("n1")
+    for kind in Kind:
+        assert not model.is_synced
+        model.apply(ListEnded(kind))  # an end without a beginning says nothing
+        assert not model.is_synced
+        for event in listed(kind):
+            model.apply(event)
+
+    assert model.is_synced
+
+
+def test_a_malformed_version_leaves_what_the_object_said_before():
+    model = model_of(SERVICE, ONE, Malformed(Kind.ENDPOINT_SLICE, key("s1"), "endpoints[0].addresses", "no address"))
+
+    assert backends(model) == ["10.1.0.1:8080"]
+    assert list(model.malformed) == [(Kind.ENDPOINT_SLICE, key("s1"))]
+
+
+@pytest.mark.parametrize(
+    "cure",
+    [
+        pytest.param([SERVICE], id="a-good-version"),
+        pytest.param([Delete(Kind.SERVICE, WEB)], id="deletion"),
+        pytest.param(listed(Kind.SERVICE), id="a-list-without-it"),
+    ],
+)
+def test_a_fault_is_forgotten_with(cure):
+    model = model_of(Malformed(Kind.SERVICE, WEB, "spec", "bad"))
+
+    for event in cure:
+        model.apply(event)
+
+    assert not model.malformed
+
+
+@pytest.mark.parametrize(
+    ("events", "exists"),
+    [
+        pytest.param([], None, id="not-known-yet"),
+        pytest.param([Upsert(NodeRecord("n1"))], True, id="said"),
+        pytest.param(listed(Kind.NODE), False, id="not-in-the-list"),
+        pytest.param(listed(Kind.NODE, Upsert(NodeRecord("n2"))), False, id="only-another-in-the-list"),
+        pytest.param(listed(Kind.NODE, Malformed(Kind.NODE, NODE, "metadata.labels", "bad")), None, id="malformed"),
+        pytest.param([*listed(Kind.NODE, Upsert(NodeRecord("n1"))), Delete(Kind.NODE, NODE)], False, id="deleted"),
+        pytest.param(
+            [*listed(Kind.NODE, Upsert(NodeRecord("n1"))), *listed(Kind.NODE)], False, id="gone-at-the-next-list"
+        ),
+        pytest.param(
+            [Upsert(NodeRecord("n1")), Delete(Kind.NODE, ObjectKey("", "n2"))], True, id="another-node-deleted"
+        ),
+        pytest.param([Upsert(NodeRecord("n1")), Delete(Kind.NODE, NODE), Upsert(NodeRecord("n1"))], True, id="back"),
+    ],
+)
+def test_whether_this_node_exists(events, exists):
+    assert model_of(*events).node_exists is exists
+
+
+def test_the_zone_of_this_node_chooses_among_hints():
+    near, far = Traits(zones=frozenset("a")), Traits(zones=frozenset("b"))
+    model = model_of(SERVICE, Upsert(piece("s1", (near, ["10.1.0.1"]), (far, ["10.1.0.2"]))))
+    assert backends(model) == ["10.1.0.1:8080", "10.1.0.2:8080"]
+
+    model.apply(Upsert(NodeRecord("n1", zone="b")))
+
+    assert backends(model) == ["10.1.0.2:8080"]

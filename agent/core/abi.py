@@ -125,6 +125,11 @@ def port_bytes(port: int) -> bytes:
     return port.to_bytes(2, "big")
 
 
+def pack_frontend_key(address: bytes, port: int, protocol: Protocol) -> bytes:
+    """Lay out as ``struct frontend_key``."""
+    return FRONTEND_KEY.packer.pack(address, port_bytes(port), protocol, 0)
+
+
 class FrontendKey(NamedTuple):
     """What a client asks for; ``address`` is 16 bytes."""
 
@@ -134,13 +139,18 @@ class FrontendKey(NamedTuple):
 
     def pack(self) -> bytes:
         """Lay out as ``struct frontend_key``."""
-        return FRONTEND_KEY.packer.pack(self.address, port_bytes(self.port), self.protocol, 0)
+        return pack_frontend_key(*self)
 
     @classmethod
     def unpack(cls, raw: bytes) -> FrontendKey:
         """Read a ``struct frontend_key``."""
         address, port, protocol, _ = FRONTEND_KEY.packer.unpack(raw)
         return cls(address, int.from_bytes(port, "big"), Protocol(protocol))
+
+
+def pack_frontend(service: int, inside: int, outside: int, affinity_timeout: int = 0, flags: int = 0) -> bytes:
+    """Lay out as ``struct frontend``."""
+    return FRONTEND.packer.pack(service, inside, outside, affinity_timeout, flags)
 
 
 class Frontend(NamedTuple):
@@ -154,7 +164,7 @@ class Frontend(NamedTuple):
 
     def pack(self) -> bytes:
         """Lay out as ``struct frontend``."""
-        return FRONTEND.packer.pack(*self)
+        return pack_frontend(*self)
 
     @classmethod
     def unpack(cls, raw: bytes) -> Frontend:

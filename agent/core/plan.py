@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, SLOT, Frontend, pack_header
+from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, SLOT, Frontend, pack_frontend, pack_header
 from agent.core.records import ObjectKey
 from agent.core.segments import SegmentAllocator, order_for
 from agent.core.services import Backends, DesiredPort, PortName
@@ -77,7 +77,7 @@ class Placement:
     @property
     def value(self) -> bytes:
         """What its frontends hold."""
-        return Frontend(self.service_id, self.base, self.base).pack()
+        return pack_frontend(self.service_id, self.base, self.base)
 
     @property
     def rank(self) -> tuple[str, ObjectKey, PortName]:
@@ -192,7 +192,7 @@ class Planner:
 
     def _place(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
         self.degraded.pop((placement.service, placement.port), None)
-        before = placement.value
+        before = placement.base
         granted = self._claim(placement, want.frontends)
         try:
             self._check_room(granted)
@@ -220,24 +220,28 @@ class Planner:
         return tuple(granted)
 
     def _check_room(self, granted: tuple[bytes, ...]) -> None:
+        if self.frontend_count + len(granted) <= self.frontend_limit:
+            return
         added = sum(frontend not in self._owners and frontend not in self._found for frontend in granted)
         if added and self.frontend_count + added > self.frontend_limit:
             raise CapacityError("frontends", added, self.frontend_limit)
 
-    def _place_frontends(self, placement: Placement, granted: tuple[bytes, ...], before: bytes, plan: Plan) -> None:
+    def _place_frontends(self, placement: Placement, granted: tuple[bytes, ...], before: int, plan: Plan) -> None:
+        if granted == placement.frontends and placement.base == before:
+            return
         for frontend in set(placement.frontends) - set(granted):
             self._release_frontend(frontend, plan)
         placement.frontends = granted
-        is_turned = placement.value != before
+        value = placement.value
         for frontend in granted:
             owner = self._owners.get(frontend)
-            if owner is placement and not is_turned:
+            if owner is placement and placement.base == before:
                 continue
             if owner is not None and owner is not placement:
                 self._dispossess(owner, frontend, placement)
             self._found.pop(frontend, None)
             self._owners[frontend] = placement
-            plan.set_frontend(frontend, placement.value)
+            plan.set_frontend(frontend, value)
 
     def _dispossess(self, owner: Placement, frontend: bytes, winner: Placement) -> None:
         owner.frontends = tuple(key for key in owner.frontends if key != frontend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from agent.core.abi import FrontendKey, pack_backends
+from agent.core.abi import pack_backends, pack_frontend_key
 from agent.core.addresses import family_of
 from agent.core.records import Family, Protocol, ServicePort, ServiceRecord, SliceRecord
 from agent.core.topology import Run, categorize
@@ -47,7 +47,7 @@ def resolve(service: ServiceRecord, slices: Sequence[SliceRecord], zone: str) ->
         family = family_of(address)
         matching = [piece for piece in slices if piece.family is family]
         for port in service.ports:
-            frontend = FrontendKey(address, port.number, port.protocol).pack()
+            frontend = pack_frontend_key(address, port.number, port.protocol)
             inside = _inside(_runs(port, matching), zone, is_local=service.internal_local)
             yield DesiredPort(PortName(port.name, port.protocol, family), (frontend,), inside)
 
@@ -66,5 +66,7 @@ def _runs(port: ServicePort, slices: Sequence[SliceRecord]) -> list[Run]:
 def _inside(runs: Sequence[Run], zone: str, *, is_local: bool) -> Backends:
     reachable = categorize(runs, zone)
     chosen = reachable.local if is_local else reachable.cluster
-    slots = [slot for run in chosen for slot in pack_backends(run.addresses, run.port)]
+    slots = pack_backends(chosen[0].addresses, chosen[0].port) if chosen else []
+    for run in chosen[1:]:
+        slots += pack_backends(run.addresses, run.port)
     return Backends(tuple(dict.fromkeys(slots)), is_silent=not slots and reachable.anywhere)

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from agent.core.records import Traits
 
 
+_PLAIN = Traits()
+
+
 class Run(NamedTuple):
     """Endpoints that share traits and port: 16-byte addresses, end to end."""
 
@@ -34,6 +37,8 @@ class Reachable(NamedTuple):
 
 def categorize(runs: Sequence[Run], zone: str) -> Reachable:
     """Choose the endpoints for both traffic policies on a node in ``zone`` (empty = not known)."""
+    if len(runs) == 1 and runs[0].traits == _PLAIN:  # most services of most clusters, seen from most nodes
+        return Reachable(runs, (), anywhere=True)
     ready = [run for run in runs if run.traits.ready]
     terminating = _serving_while_terminating(runs)
     cluster = _nearest(ready, zone) if ready else terminating

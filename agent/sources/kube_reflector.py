@@ -1,0 +1,332 @@
+"""Follow one kind of objects: list them, watch them, and begin again where it broke.
+
+```
+            ┌── no version ──→ list (one stream, else pages) ──┐
+ session ───┤                                                  ├──→ watch ──→ ends or fails ──→ back off ──→ session
+            └── version known ──→ probe, if it failed before ──┘
+```
+A failed watch resumes from the last version seen; only a version the server no longer serves costs a list. What a list
+said so far is never taken for the whole: ``ListEnded`` comes only when the server says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.core.records import Delete, Event, Kind, ListEnded, ListStarted
+from agent.errors import SourceError
+from agent.sources.decode import Decoder
+from agent.sources.kube_client import KubeClient, KubeResponse
+from agent.sources.kube_failures import ApiFailure, Backoff, Cause
+from agent.sources.kube_stream import LineFramer, ObjectHead, is_older, read_event, read_head
+
+log = logging.getLogger("ebproxy.source.kube")
+
+Query = tuple[tuple[str, str], ...]
+
+_START_OVER = (Cause.GONE, Cause.INVALID, Cause.INTERNAL)
+_UNREADABLE = (Cause.GARBAGE, Cause.OVERSIZE)
+_UNREADABLE_LIMIT = 3
+_SHORT_WATCH_S = 1.0
+
+
+class OnError(Protocol):
+    """Counts a failure by its cause."""
+
+    def __call__(self, cause: str, message: str, /) -> None:
+        """Count one failure; called from several threads, ``cause`` is one of Cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchTuning:
+    """Delays in seconds, and the size of a page.
+
+    ``read_s``: a real server (1.36) with nothing to say sends a bookmark every one to two minutes, so twice that in
+    silence means that nobody is there; a peer that is gone altogether is found sooner, by TCP keepalive.
+    ``initial_read_s``: the same during a streaming list, where silence means a server that does not know of it.
+    """
+
+    watch_min_s: int = 300
+    watch_max_s: int = 600
+    read_s: float = 240.0
+    initial_read_s: float = 20.0
+    list_read_s: float = 60.0
+    backoff_first_s: float = 0.1
+    backoff_last_s: float = 30.0
+    stable_s: float = 5.0
+    page_size: int = 500
+
+
+DEFAULT_TUNING = WatchTuning()
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Where the objects of one kind are, and which of them are wanted."""
+
+    kind: Kind
+    path: str
+    selector: Query = ()
+
+    @property
+    def plural(self) -> str:
+        """The resource as RBAC names it."""
+        return self.path.rsplit("/", 1)[-1]
+
+
+@dataclass(slots=True)
+class WatchStatus:
+    """How one watch is doing; ``last_contact`` is Unix time, 0 before the first byte."""
+
+    kind: Kind
+    is_synced: bool = False
+    last_contact: float = 0.0
+    resource_version: str = ""
+    failures: int = 0
+    error: str = ""
+
+
+class Reflector:
+    """Hands every change of one kind to ``emit``, from the thread that calls `run`."""
+
+    def __init__(
+        self,
+        resource: Resource,
+        client: KubeClient,
+        decoder: Decoder,
+        emit: Callable[[Event], None],
+        on_error: OnError,
+        tuning: WatchTuning,
+        stopping: threading.Event,
+    ) -> None:
+        self.status = WatchStatus(resource.kind)
+        self._resource = resource
+        self._client = client
+        self._decoder = decoder
+        self._emit = emit
+        self._on_error = on_error
+        self._tuning = tuning
+        self._stopping = stopping
+        self._backoff = Backoff(tuning.backoff_first_s, tuning.backoff_last_s)
+        self._version = ""
+        self._is_listing = False
+        self._is_doubtful = False
+        self._has_streaming_list = True
+        self._next_list_in_pages = False
+        self._live_since = 0.0
+        self._logged: Cause | None = None
+
+    def run(self) -> None:
+        """Follow until ``stopping`` is set."""
+        while not self._stopping.is_set():
+            self._live_since = float("inf")
+            try:
+                self._session()
+                continue
+            except ApiFailure as error:
+                failure = error
+            except SourceError as error:  # the decoder's
+                failure = ApiFailure(Cause.GARBAGE, str(error))
+            except Exception as error:  # a dead thread would freeze this kind unnoticed
+                log.exception("defect kind=%s", self._resource.kind)
+                failure = ApiFailure(Cause.INTERNAL, f"{type(error).__name__}: {error}")
+            if not self._stopping.is_set():
+                self._stopping.wait(self._recover(failure))
+
+    def _session(self) -> None:
+        if self._version and self._is_doubtful:
+            self._probe()
+        if self._version:
+            self._watch()
+        elif self._has_streaming_list and not self._next_list_in_pages:
+            self._list_streaming()
+        else:
+            self._list_in_pages()
+
+    # Lists
+
+    def _list_streaming(self) -> None:
+        """List and watch in one response; a bookmark divides them.
+
+        Source: KEP-3157.
+        """
+        query = (
+            *self._watch_query(),
+            ("sendInitialEvents", "true"),
+            ("resourceVersionMatch", "NotOlderThan"),
+        )
+        try:
+            response = self._client.open(self._resource.path, query, self._tuning.initial_read_s)
+        except ApiFailure as failure:
+            if failure.cause != Cause.INVALID:
+                raise
+            log.info("no streaming list kind=%s error=%r", self._resource.kind, str(failure))
+            self._has_streaming_list = False
+            return
+        self._start_list()
+        self._consume(response)
+
+    def _list_in_pages(self) -> None:
+        token = ""
+        version = ""
+        self._is_listing = False
+        while not version or token:
+            listed = self._decoder.decode_list(self._resource.kind, self._read_page(token))
+            if not self._is_listing:
+                self._start_list()
+            for event in listed.events:
+                self._emit(event)
+            version, token = listed.resource_version, listed.continue_token
+        self._end_list(version)
+
+    def _read_page(self, token: str) -> bytes:
+        query = (*self._resource.selector, ("limit", str(self._tuning.page_size)))
+        if token:
+            query = (*query, ("continue", token))
+        body = self._client.read(self._resource.path, query, self._tuning.list_read_s)
+        self.status.last_contact = time.time()
+        return body
+
+    def _start_list(self) -> None:
+        self._is_listing = True
+        self._emit(ListStarted(self._resource.kind))
+
+    def _end_list(self, version: str) -> None:
+        self._emit(ListEnded(self._resource.kind))
+        self._is_listing = False
+        self._next_list_in_pages = False
+        self._is_doubtful = False
+        self._remember(version)
+        self.status.is_synced = True
+        self._client.set_read_timeout(self._tuning.read_s)
+        log.info("listed kind=%s version=%s", self._resource.kind, version)
+
+    # Watches
+
+    def _watch_query(self) -> Query:
+        timeout_s = random.randint(self._tuning.watch_min_s, self._tuning.watch_max_s)  # noqa: S311  # spreads load
+        return (
+            *self._resource.selector,
+            ("watch", "true"),
+            ("allowWatchBookmarks", "true"),
+            ("timeoutSeconds", str(timeout_s)),
+        )
+
+    def _watch(self) -> None:
+        query = (*self._watch_query(), ("resourceVersion", self._version))
+        self._consume(self._client.open(self._resource.path, query, self._tuning.read_s))
+
+    def _probe(self) -> None:
+        """Ask for the server's version before resuming from ours.
+
+        A server that was restored from a backup, or made anew, may be behind us. Watched from a version it has not
+        reached, it would say nothing of all it does until then.
+        """
+        query = (*self._resource.selector, ("limit", "1"))
+        page = self._client.read(self._resource.path, query, self._tuning.list_read_s)
+        current = self._decoder.decode_list(self._resource.kind, page).resource_version
+        if is_older(current, than=self._version):
+            self._count(ApiFailure(Cause.REWOUND, f"the server is at {current}, behind {self._version}"))
+            self._version = ""
+        self._is_doubtful = False
+
+    def _consume(self, response: KubeResponse) -> None:
+        """Take events until the server ends the watch."""
+        opened_at = self._live_since = time.monotonic()
+        self.status.error = ""
+        with response:
+            for line in self._lines(response):
+                self._take(line)
+        if self._is_listing:
+            self._next_list_in_pages = True
+            raise ApiFailure(Cause.CUT, "the stream ended before the end of the list")
+        if time.monotonic() - opened_at < _SHORT_WATCH_S:
+            raise ApiFailure(Cause.CUT, "the watch ended as soon as it began")
+
+    def _lines(self, response: KubeResponse) -> Iterator[bytes]:
+        framer = LineFramer()
+        while chunk := response.read_some():
+            self.status.last_contact = time.time()
+            self._settle()
+            yield from framer.feed(chunk)
+        if not framer.is_between_lines:
+            raise ApiFailure(Cause.CUT, "the stream ended within an event")
+
+    def _take(self, line: bytes) -> None:
+        event = read_event(line)
+        match event.type:
+            case "ADDED" | "MODIFIED":
+                decoded, version = self._decoder.decode(self._resource.kind, event.object)
+                self._emit(decoded)
+                self._remember(version)
+            case "DELETED":
+                head = read_head(event.object)
+                self._emit(Delete(self._resource.kind, head.key))
+                self._remember(head.version)
+            case "BOOKMARK":
+                self._take_bookmark(read_head(event.object))
+            case "ERROR":
+                raise ApiFailure.of_status(0, event.object)
+            case unknown:
+                raise ApiFailure(Cause.GARBAGE, f"an event of the unknown type {unknown!r}")
+
+    def _take_bookmark(self, head: ObjectHead) -> None:
+        if self._is_listing and head.is_initial_end:
+            self._end_list(head.version)
+        else:
+            self._remember(head.version)
+
+    def _remember(self, version: str) -> None:
+        """Note how far we have come; during a list that is nowhere yet."""
+        if self._is_listing or not version:
+            return
+        if is_older(version, than=self._version):
+            raise ApiFailure(Cause.REWOUND, f"the server sent {version} after {self._version}")
+        self._version = self.status.resource_version = version
+
+    # Failures
+
+    def _recover(self, failure: ApiFailure) -> float:
+        """Decide what to keep after a failure; return how long to wait."""
+        if failure.cause == Cause.UNAUTHORIZED:
+            self._client.reload()
+        self._settle()
+        self.status.failures += 1
+        if failure.cause in _START_OVER or (failure.cause in _UNREADABLE and self.status.failures >= _UNREADABLE_LIMIT):
+            self._version = ""
+        if self._is_listing and failure.cause == Cause.TIMEOUT:  # perhaps a server that knows only plain watches
+            self._next_list_in_pages = True
+        self._is_listing = False
+        self._is_doubtful = True
+        self._count(failure)
+        return self._backoff.next_s(failure.retry_after_s)
+
+    def _settle(self) -> None:
+        """Forget past failures once a session has lasted: only then is the server well again."""
+        if self.status.failures and time.monotonic() - self._live_since >= self._tuning.stable_s:
+            log.info("restored kind=%s failures=%d", self._resource.kind, self.status.failures)
+            self.status.failures = 0
+            self._logged = None
+            self._backoff.reset()
+
+    def _count(self, failure: ApiFailure) -> None:
+        """Count a failure; log only the first of its cause until the server is well again."""
+        message = f"{self._resource.kind}: {failure}"
+        self.status.error = str(failure)
+        self._on_error(str(failure.cause), message)
+        level = logging.DEBUG if failure.cause == self._logged else logging.WARNING
+        self._logged = failure.cause
+        log.log(level, "failed kind=%s cause=%s error=%r", self._resource.kind, failure.cause, str(failure))
+        if failure.cause == Cause.FORBIDDEN:
+            log.log(
+                level,
+                "forbidden resource=%s verbs=list,watch remedy=%r",
+                self._resource.plural,
+                "grant the agent's service account list and watch on it, as the ClusterRole in manifests/ does",
+            )

@@ -1,0 +1,96 @@
+"""The API servers a cluster test can run against, seen alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tests.cluster.api_driver import NAMESPACES, ApiDriver
+from tests.cluster.api_store import Store
+from tests.cluster.apiserver import ApiServer, Options
+
+OUR_TOKEN = "admin-of-the-tests"
+
+
+class AnyApiServer(Protocol):
+    """What contract tests need of a server."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+
+    @property
+    def token(self) -> str:
+        """A token that may do anything."""
+
+    @property
+    def ca_file(self) -> Path | None:
+        """What its certificate is signed by; None is plain HTTP."""
+
+    def stop(self) -> None:
+        """End it."""
+
+    def restart_empty(self) -> None:
+        """Start again at the same address with nothing stored."""
+
+    def compact(self) -> None:
+        """Forget old versions."""
+
+
+@dataclass
+class OurApiServer:
+    """The tests' own server behind the common face."""
+
+    server: ApiServer = field(default_factory=lambda: ApiServer(Options(bookmark_s=60.0, tokens={OUR_TOKEN})))
+    token: str = OUR_TOKEN
+    ca_file: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self.server.url
+
+    def stop(self) -> None:
+        """End it."""
+        self.server.stop()
+
+    def restart_empty(self) -> None:
+        """Start again with another store."""
+        self.server.stop()
+        self.server.store = Store()
+        self.server.start()
+
+    def compact(self) -> None:
+        """Forget all but the present."""
+        self.server.store.compact()
+
+
+def driver(server: AnyApiServer, namespace: str = "") -> ApiDriver:
+    """Return a driver for a server, with a namespace made in it."""
+    made = ApiDriver(server.url, server.token, server.ca_file)
+    if namespace:
+        made.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    return made
+
+
+def write_kubeconfig(path: Path, server: AnyApiServer, token: str = "") -> Path:
+    """Write a kubeconfig for a server."""
+    path.write_text(
+        KUBECONFIG.format(
+            server=server.url,
+            ca=f", certificate-authority: {server.ca_file}" if server.ca_file else "",
+            token=token or server.token,
+        )
+    )
+    return path
+
+
+KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+current-context: test
+contexts: [{{name: test, context: {{cluster: test, user: test}}}}]
+clusters: [{{name: test, cluster: {{server: "{server}"{ca}}}}}]
+users: [{{name: test, user: {{token: "{token}"}}}}]
+"""

@@ -1,0 +1,146 @@
+"""Convert parts of objects as they are on the wire into parts of records.
+
+Pure functions. A fault is raised as msgspec's own error, worded and placed as msgspec does it, so that the decoder
+has one kind of error to explain, whether a type was wrong or a value.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Hashable, Iterator, Sequence
+from datetime import datetime
+from socket import AF_INET, AF_INET6, inet_pton
+from sys import intern
+from typing import NoReturn
+
+import msgspec
+
+from agent.core.addresses import IPV4_PREFIX
+from agent.core.records import Family, Protocol, ServicePort, SlicePort
+from agent.sources.wire import Endpoint, NodeAddress, NodeSpec, ServiceSpec, WireServicePort, WireSlicePort
+
+_PROTOCOLS: dict[str | None, Protocol] = {None: Protocol.TCP, "": Protocol.TCP}
+_PROTOCOLS.update((protocol.name, protocol) for protocol in Protocol)
+
+
+def fault(field: str, reason: str) -> msgspec.ValidationError:
+    """Build the error that says what is wrong with a field."""
+    return msgspec.ValidationError(f"{reason} - at `$.{field}`")
+
+
+def cluster_ips(spec: ServiceSpec) -> tuple[bytes, ...]:
+    """Parse the cluster IPs, at most one of each family; empty for a Service that is headless or has none yet."""
+    first, texts = spec.cluster_ip, spec.cluster_ips
+    if first == "None" or not (first or texts):
+        return ()
+    if not texts:
+        return (_parse(first or "", "spec.clusterIP"),)
+    if texts[0] == "None":
+        return ()
+    if first and first != texts[0]:
+        raise fault("spec.clusterIPs[0]", f"{texts[0]!r} is not spec.clusterIP, {first!r}")
+    parsed = tuple([_parse(text, "spec.clusterIPs[{}]", index) for index, text in enumerate(texts)])
+    if len(parsed) > 1:
+        _refuse_repeats([address.startswith(IPV4_PREFIX) for address in parsed], "spec.clusterIPs[{}]", "family")
+    return parsed
+
+
+def service_ports(ports: Sequence[WireServicePort]) -> tuple[ServicePort, ...]:
+    """Convert the ports of a Service, whose names differ, and whose numbers differ within a protocol."""
+    converted = tuple(ServicePort(intern(port.name or ""), _PROTOCOLS[port.protocol], port.port) for port in ports)
+    _refuse_repeats([port.name for port in converted], "spec.ports[{}].name", "name")
+    _refuse_repeats([(port.number, port.protocol) for port in converted], "spec.ports[{}].port", "port and protocol")
+    return converted
+
+
+def slice_ports(ports: Sequence[WireSlicePort]) -> tuple[SlicePort, ...]:
+    """Convert the ports of a slice, leaving out those without a name or number: nothing can be sent to them."""
+    converted = tuple(
+        SlicePort(intern(port.name), _PROTOCOLS[port.protocol], port.port)
+        for port in ports
+        if port.name is not None and port.port
+    )
+    _refuse_repeats([(port.name, port.protocol) for port in converted], "ports[{}].name", "name and protocol")
+    return converted
+
+
+def pack(family: Family, texts: Sequence[str]) -> bytes:
+    """Parse addresses of one family into 16 bytes each, end to end.
+
+    Leading zeros and zones are refused by inet_pton; an IPv4-mapped IPv6 address is, lest it pass for an IPv4 one.
+    Raises: OSError or ValueError, which do not say which address is at fault.
+    """
+    if family is Family.IPV4:
+        return IPV4_PREFIX + IPV4_PREFIX.join([inet_pton(AF_INET, text) for text in texts])
+    addresses = [inet_pton(AF_INET6, text) for text in texts]
+    packed = b"".join(addresses)
+    if IPV4_PREFIX in packed and any(address.startswith(IPV4_PREFIX) for address in addresses):
+        raise ValueError("IPv4-mapped")
+    return packed
+
+
+def blame_endpoint(family: Family, endpoints: Sequence[Endpoint]) -> NoReturn:
+    """Find the endpoint whose address `pack` refused, and raise the fault that names it."""
+    for index, endpoint in enumerate(endpoints):
+        for text in (endpoint.addresses or ())[:1]:
+            try:
+                pack(family, (text,))
+            except (OSError, ValueError):
+                raise fault(f"endpoints[{index}].addresses[0]", f"{text!r} is not an IPv{family:d} address") from None
+    raise AssertionError("pack refuses no list of addresses that it accepts one by one")
+
+
+def unix_time(text: object) -> float | None:
+    """Convert an RFC 3339 time; what is not one is ignored, because it only feeds a metric."""
+    if not isinstance(text, str):
+        return None
+    try:
+        moment = msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        return None
+    return moment.timestamp() if moment.tzinfo else None
+
+
+def node_addresses(addresses: Sequence[NodeAddress]) -> tuple[str, ...]:
+    """Choose the IP addresses: internal ones first, as kube-proxy does, each kind in the order given."""
+
+    def of_type(wanted: str) -> Iterator[str]:
+        for index, address in enumerate(addresses):
+            if address.type == wanted:
+                _parse(address.address, "status.addresses[{}].address", index)
+                yield address.address
+
+    return (*of_type("InternalIP"), *of_type("ExternalIP"))
+
+
+def pod_cidrs(spec: NodeSpec) -> tuple[str, ...]:
+    """Choose the pod ranges; ``podCIDR`` is the first of ``podCIDRs``, and counts where that is absent."""
+    for index, cidr in enumerate(spec.pod_cidrs or ()):
+        _check_range(cidr, f"spec.podCIDRs[{index}]")
+    if spec.pod_cidrs or not spec.pod_cidr:
+        return spec.pod_cidrs or ()
+    _check_range(spec.pod_cidr, "spec.podCIDR")
+    return (spec.pod_cidr,)
+
+
+def _parse(text: str, field: str, index: int = 0) -> bytes:
+    """Parse an address of either family; ``field`` has a place for the index, filled in only where it is at fault."""
+    try:
+        return pack(Family.IPV6 if ":" in text else Family.IPV4, (text,))
+    except (OSError, ValueError):
+        raise fault(field.format(index), f"{text!r} is not an IPv4 or IPv6 address") from None
+
+
+def _check_range(cidr: str, field: str) -> None:
+    try:
+        ipaddress.ip_network(cidr, strict=False)
+    except ValueError:
+        raise fault(field, f"{cidr!r} is not an address range") from None
+
+
+def _refuse_repeats(values: Sequence[Hashable], field: str, what: str) -> None:
+    seen: set[Hashable] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            raise fault(field.format(index), f"repeats an earlier {what}")
+        seen.add(value)

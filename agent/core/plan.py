@@ -111,6 +111,7 @@ class Planner:
         self._losers: dict[bytes, set[ObjectKey]] = {}
         self._found = dict(state.frontends)
         self._found_segments: dict[int, tuple[int, bytes, bool]] = {}
+        self._adopted_ids: set[int] = set()
         self._next_id = 1 + max((frontend.service for frontend in state.frontends.values()), default=0)
         for base, (slots, is_silent) in sorted(state.segments.items()):
             order = order_for(1 + len(slots) // SLOT.size)
@@ -134,7 +135,7 @@ class Planner:
             self._remove(current[port], plan)
         for want in wanted:
             placement = current.get(want.port) or self._adopt(key, created, want, plan)
-            placement.created = created
+            self._set_created(placement, created)
             kept.append(placement)
             self._place(placement, want, plan)
         if kept:
@@ -148,6 +149,7 @@ class Planner:
             plan.freed.append((base, order))
         self._found.clear()
         self._found_segments.clear()
+        self._adopted_ids.clear()
 
     def differences(self, state: KernelState) -> int:
         """Count frontends and segments that are not in the kernel as they were planned."""
@@ -160,27 +162,40 @@ class Planner:
                     count += state.segments.get(placement.base) != (placement.slots, placement.is_silent)
         return count
 
+    def _set_created(self, placement: Placement, created: str) -> None:
+        """Note when the Service was created; made anew it is younger, and may lose what it has to those who lost."""
+        if created > placement.created:
+            for frontend in placement.frontends:
+                self.to_replan |= self._losers.pop(frontend, set())
+        placement.created = created
+
     def _adopt(self, key: ObjectKey, created: str, want: DesiredPort, plan: Plan) -> Placement:
-        """Begin a placement with what a former agent left for the same frontend, if it did."""
+        """Begin a placement with what a former agent left for the same frontends, if it did."""
         placement = Placement(key, want.port, 0, created)
-        for frontend in want.frontends:
-            found = self._found.get(frontend)
-            if found is None:
-                continue
-            segment = self._found_segments.pop(found.inside, None)
-            if found.inside < FIRST_FREE_SLOT:
-                placement.base, placement.is_silent = found.inside, found.inside == BASE_DROP
-            elif segment:
-                placement.base = found.inside
-                placement.order, placement.slots, placement.is_silent = segment
-            else:
-                continue
-            placement.service_id = found.service
-            self._take_found(frontend, placement, plan)
-            break
+        taken = [frontend for frontend in want.frontends if self._begin_at(placement, self._found.get(frontend))]
         if not placement.service_id:
             placement.service_id, self._next_id = self._next_id, self._next_id + 1
+        for frontend in taken:
+            self._take_found(frontend, placement, plan)
         return placement
+
+    def _begin_at(self, placement: Placement, found: Frontend | None) -> bool:
+        """Make a placement what a found frontend says; returns False where that is another's, or makes no sense."""
+        if found is None or not found.service:
+            return False
+        if placement.service_id:
+            return (found.service, found.inside) == (placement.service_id, placement.base)
+        if found.service in self._adopted_ids:
+            return False
+        if found.inside < FIRST_FREE_SLOT:
+            placement.is_silent = found.inside == BASE_DROP
+        elif segment := self._found_segments.pop(found.inside, None):
+            placement.order, placement.slots, placement.is_silent = segment
+        else:
+            return False
+        placement.base, placement.service_id = found.inside, found.service
+        self._adopted_ids.add(found.service)
+        return True
 
     def _take_found(self, frontend: bytes, placement: Placement, plan: Plan) -> None:
         """Make a frontend that was found a placement's own."""
@@ -193,15 +208,14 @@ class Planner:
     def _place(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
         self.degraded.pop((placement.service, placement.port), None)
         before = placement.base
-        granted = self._claim(placement, want.frontends)
+        granted = self._fitting(placement, self._claim(placement, want.frontends), plan)
         try:
-            self._check_room(granted)
             if granted or placement.owns_segment:
                 self._place_backends(placement, want.inside, plan)
         except CapacityError as error:
             self._degrade(placement, str(error))
             if not placement.owns_segment:
-                return
+                granted = tuple(frontend for frontend in granted if frontend in placement.frontends)
         self._place_frontends(placement, granted, before, plan)
 
     def _degrade(self, placement: Placement, reason: str) -> None:
@@ -219,12 +233,19 @@ class Planner:
             self._degrade(placement, f"its address and port belong to service {owner.service}")
         return tuple(granted)
 
-    def _check_room(self, granted: tuple[bytes, ...]) -> None:
-        if self.frontend_count + len(granted) <= self.frontend_limit:
-            return
-        added = sum(frontend not in self._owners and frontend not in self._found for frontend in granted)
-        if added and self.frontend_count + added > self.frontend_limit:
-            raise CapacityError("frontends", added, self.frontend_limit)
+    def _fitting(self, placement: Placement, granted: tuple[bytes, ...], plan: Plan) -> tuple[bytes, ...]:
+        """Choose the frontends that there is room for. One that a plan removes takes room until it is carried out."""
+        room = self.frontend_limit - self.frontend_count - len(plan.removed_frontends)
+        fitting = []
+        for frontend in granted:
+            if frontend not in self._owners and frontend not in self._found and frontend not in plan.removed_frontends:
+                room -= 1
+                if room < 0:
+                    continue
+            fitting.append(frontend)
+        if missing := len(granted) - len(fitting):
+            self._degrade(placement, str(CapacityError("frontends", missing, self.frontend_limit)))
+        return tuple(fitting)
 
     def _place_frontends(self, placement: Placement, granted: tuple[bytes, ...], before: int, plan: Plan) -> None:
         if granted == placement.frontends and placement.base == before:
@@ -294,7 +315,7 @@ class Planner:
             self._edit(placement, want, plan)
 
     def _grow(self, placement: Placement, want: Backends, plan: Plan) -> None:
-        """Move to a larger segment; where there is none, drop what is gone and take in what fits, and raise CapacityError."""
+        """Move to a larger segment; where there is none, drop what is gone, take in what fits, raise CapacityError."""
         try:
             self._move(placement, want, plan)
         except CapacityError:
@@ -307,17 +328,18 @@ class Planner:
 
     def _edit(self, placement: Placement, want: Backends, plan: Plan) -> None:
         """Change a segment in place, writing only the slots that differ."""
-        slots = split_slots(placement.slots)
-        count, before = len(want.slots), len(slots)
-        wanted = set(want.slots)
-        staying = {slot for slot in slots[:count] if slot in wanted}
-        incoming = iter([slot for slot in want.slots if slot not in staying])
-        slots = slots[:count] + [b""] * (count - before)
+        had, count = split_slots(placement.slots), len(want.slots)
+        slots = had[:count] + [b""] * (count - len(had))
+        wanted, staying, holes = set(want.slots), set[bytes](), list[int]()
         for index, slot in enumerate(slots):
-            if slot not in staying:
-                slots[index] = next(incoming)
-                plan.backends.append((placement.base + 1 + index, slots[index]))
-        if count != before or (not count and want.is_silent != placement.is_silent):
+            if slot in wanted and slot not in staying:  # a removal that was cut short leaves a backend twice
+                staying.add(slot)
+            else:
+                holes.append(index)
+        for index, slot in zip(holes, [slot for slot in want.slots if slot not in staying], strict=True):
+            slots[index] = slot
+            plan.backends.append((placement.base + 1 + index, slot))
+        if count != len(had) or (not count and want.is_silent != placement.is_silent):
             plan.headers.append((placement.base, pack_header(count, drop=want.is_silent)))
         placement.slots = b"".join(slots)
         placement.is_silent = want.is_silent

@@ -199,15 +199,19 @@ class Reconciler:
 
     def _plan(self, dirty: set[ObjectKey], plan: Plan) -> None:
         planner = self.planner
-        for key in dirty:
+        # The older first: what is adopted at start then goes to the one who had it, and never through another.
+        for created, key in sorted((self._created(key), key) for key in dirty):
             desired = self._resolve(key)
             if desired is not None:
-                service = self.model.services.get(key)
-                planner.plan_service(key, service.created if service else "", desired, plan)
-        again, planner.to_replan = planner.to_replan - dirty, set()
+                planner.plan_service(key, created, desired, plan)
+        again, planner.to_replan = planner.to_replan, set()
         if again:
             dirty |= again
             self._plan(again, plan)
+
+    def _created(self, key: ObjectKey) -> str:
+        service = self.model.services.get(key)
+        return service.created if service else ""
 
     def _resolve(self, key: ObjectKey) -> list[DesiredPort] | None:
         """Resolve one Service; one that cannot be costs no other."""

@@ -71,16 +71,37 @@ def closing(fd: int) -> Iterator[int]:
 
 
 def attached_programs(directory: Path) -> dict[str, bpf.ProgInfo]:
-    """List the programs that pinned links run, by hook; a link whose cgroup is gone runs none."""
+    """Read which programs pinned links run, by hook; a link whose cgroup is gone runs none.
+
+    They are told by their pins beside ``directory``: to open a program by its id takes CAP_SYS_ADMIN, which an agent in
+    a pod does not have. One that is pinned nowhere, and may not be opened, is given without its maps.
+    """
+    pinned = _pinned_programs(directory.parent)
     programs = {}
     for pin in sorted(directory.glob("*")):
         with closing(bpf.obj_get(pin)) as link:
             info = bpf.link_info(link)
-        if not info.cgroup_id:
-            continue
-        with contextlib.suppress(FileNotFoundError), closing(bpf.prog_fd_by_id(info.prog_id)) as program:
-            programs[pin.name] = bpf.prog_info(program)
+        if info.cgroup_id:
+            with contextlib.suppress(FileNotFoundError):
+                programs[pin.name] = pinned.get(info.prog_id) or _program_by_id(info.prog_id)
     return programs
+
+
+def _pinned_programs(root: Path) -> dict[int, bpf.ProgInfo]:
+    programs = {}
+    for pin in root.glob("*/programs_*/*"):
+        with contextlib.suppress(FileNotFoundError), closing(bpf.obj_get(pin)) as program:
+            info = bpf.prog_info(program)
+            programs[info.id] = info
+    return programs
+
+
+def _program_by_id(ident: int) -> bpf.ProgInfo:
+    try:
+        with closing(bpf.prog_fd_by_id(ident)) as program:
+            return bpf.prog_info(program)
+    except PermissionError:
+        return bpf.ProgInfo(0, ident, "", ())
 
 
 def detach(directory: Path) -> int:

@@ -65,9 +65,9 @@ class Screen:
         finally:
             outcome.took_s = time.monotonic() - started
 
-    def say(self, text: str) -> None:
+    def say(self, text: str | Text) -> None:
         """Print a line of a step."""
-        self.console.print(Text(f"   {text}"))
+        self.console.print(Text("   ").append(text))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print rows under headings."""
@@ -75,8 +75,8 @@ class Screen:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Live]:
-        """A line that changes while something goes on; without a terminal, only its last state is printed."""
-        with Live(console=self.console, refresh_per_second=20) as shown:
+        """A line that changes while something goes on, on a terminal; it is gone at the end."""
+        with Live(console=self.console, refresh_per_second=20, transient=True) as shown:
             yield shown
 
     def summary(self) -> bool:

@@ -16,6 +16,7 @@ from tests.lab.traffic import MODES, Answer, Churn, churning
 
 Step = Callable[[Screen, Cluster], str]
 
+HOW = {"tcp": "TCP", "udp": "UDP, connected", "udp-unconnected": "UDP, unconnected"}
 _ASKED = 200
 _SIGMAS = 6
 _CONVERGE_LIMIT_S = 5.0
@@ -45,7 +46,7 @@ def spread(screen: Screen, cluster: Cluster) -> str:
         for address in WEB_IPS:
             for mode in MODES:
                 counted = client.spread(mode, address, PORT, _ASKED)
-                rows.append((place, mode, address, bars(counted, names)))
+                rows.append((place, HOW[mode], address, bars(counted, names)))
                 total += counted.total()
                 _check_even(counted, names, f"{mode} to {address} from {place}")
     screen.table(("from", "how", "ClusterIP", f"who answered, of {_ASKED}"), rows)
@@ -69,7 +70,7 @@ def peers(screen: Screen, cluster: Cluster) -> str:
             answer = client.ask(mode, address, PORT)
             call = "recvfrom" if mode == "udp-unconnected" else "getpeername"
             told = answer.source if mode == "udp-unconnected" else answer.peer
-            rows.append((mode, address, call, _endpoint(told), answer.name or answer.error))
+            rows.append((HOW[mode], address, call, _endpoint(told), answer.name or answer.error))
             check(told == (address, PORT), f"{call} of {mode} to {address}: {told} {answer.error}")
     screen.table(("how", "asked for", "call", "says", "who answered"), rows)
     return "getpeername and recvfrom report the ClusterIP, for IPv4, IPv6 and IPv4-mapped sockets"
@@ -117,7 +118,7 @@ def refusal(screen: Screen, cluster: Cluster) -> str:
             for mode in MODES:
                 started = time.monotonic()
                 answer = client.ask(mode, address, PORT)
-                rows.append((place, mode, address, answer.error, f"{1000 * (time.monotonic() - started):.1f} ms"))
+                rows.append((place, HOW[mode], address, answer.error, f"{1000 * (time.monotonic() - started):.1f} ms"))
                 check(answer == Answer(error="ECONNREFUSED"), f"{mode} to {address} from {place}: {answer}")
     screen.table(("from", "how", "ClusterIP", "result", "after"), rows)
     return "ECONNREFUSED at once, on connect() and on sendto()"
@@ -148,6 +149,7 @@ def kill(screen: Screen, cluster: Cluster) -> str:
             while host.tally.made < goal and not host.tally.failed:
                 host.wait_for(10)
                 live.update(_counted(phase, host, pod))
+            screen.say(_counted(phase, host, pod))
 
         show("agent runs", 200)
         agent.kill()
@@ -159,7 +161,7 @@ def kill(screen: Screen, cluster: Cluster) -> str:
         writes = agent.map_writes()
         show("agent started again", 200)
         tallies = [host.stop(), pod.stop()]
-        live.update(_counted("in all", host, pod))
+        screen.say(_counted("in all", host, pod))
     made, failed = (sum(getattr(tally, what) for tally in tallies) for what in ("made", "failed"))
     held = sum(tally.held for tally in tallies)
     check(failed == 0, f"{failed} of {made + failed} failed: {[tally.errors for tally in tallies]}")
@@ -171,7 +173,7 @@ def kill(screen: Screen, cluster: Cluster) -> str:
 def _counted(phase: str, *churns: Churn) -> Text:
     made, failed = (sum(getattr(churn.tally, what) for churn in churns) for what in ("made", "failed"))
     style = "red" if failed else "green"
-    return Text(f"   {phase:22} {made:6} connections made, ").append(f"{failed} failed", style)
+    return Text(f"{phase:22} {made:6} connections made, ").append(f"{failed} failed", style)
 
 
 def cleanup(screen: Screen, cluster: Cluster) -> str:

@@ -8,13 +8,17 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent.cli.trace import parse_target
 from agent.cli.view import open_store, read_services
+from agent.core.abi import SLOT, Frontend, unpack_header
+from agent.core.records import Protocol
 from agent.errors import AgentUnreachable, DataplaneError
 from agent.kernel.maps import MapStore
 from agent.observe.control import ask
@@ -135,7 +139,7 @@ class Agent:
         return self.metric("ebproxy_map_writes_total")
 
     @contextlib.contextmanager
-    def maps(self) -> Any:
+    def maps(self) -> Iterator[MapStore]:
         """Open the maps the hooks use."""
         with contextlib.closing(open_store(self.bpffs)) as store:
             yield store
@@ -149,22 +153,31 @@ class Agent:
             return None
         return next((view.backends for view in views if frontend in view.frontends), None)
 
+    def count(self, frontend: str) -> int | None:
+        """Count the backends of a frontend, by three lookups; None = it is not there."""
+        try:
+            with self.maps() as store:
+                return _count(store, frontend)
+        except DataplaneError:
+            return None
+
     def wait_for(self, frontend: str, count: int | None, limit_s: float = 10) -> None:
         """Wait until the maps hold so many backends for a frontend; None = until it is gone."""
-        until(
-            lambda: (None if (found := self.backends(frontend)) is None else len(found)) == count,
-            f"{frontend} has {count} backends",
-            limit_s,
-        )
+        until(lambda: self.count(frontend) == count, f"{frontend} has {count} backends", limit_s)
 
     def map_ids(self) -> dict[str, int]:
         """Read the kernel's ids of the maps in use."""
         with self.maps() as store:
-            return {name: opened.info.id for name, opened in _maps_of(store).items()}
+            return {name: opened.info.id for name, opened in store.maps.items()}
 
 
-def _maps_of(store: MapStore) -> dict[str, Any]:
-    return dict(store.maps)
+def _count(store: MapStore, frontend: str) -> int | None:
+    text, _, protocol = frontend.partition("/")
+    value = store.maps["frontends"].lookup(parse_target(text, Protocol[protocol]).pack())
+    if value is None:
+        return None
+    header = store.maps["segments"].lookup(Frontend.unpack(value).inside.to_bytes(4, sys.byteorder))
+    return unpack_header(header or bytes(SLOT.size))[0]
 
 
 def pins(directory: Path) -> list[str]:

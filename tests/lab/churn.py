@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-import probe
+from tests.lab import probe
 
 _SAY_EVERY_S = 0.05
 _ASK_HELD_EVERY_S = 0.02

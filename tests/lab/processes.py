@@ -47,7 +47,7 @@ class Place:
 
 def program(name: str) -> tuple[str, ...]:
     """Name the command of one of the lab's own programs, which need nothing but the standard library."""
-    return (sys.executable, "-ESs", str(Path(__file__).with_name(f"{name}.py")))
+    return (sys.executable, "-ESs", "-m", f"tests.lab.{name}")
 
 
 def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:

@@ -5,6 +5,7 @@ A program of its own: ``servers.py NAME ADDRESS[,ADDRESS] PORT...``. Prints ``re
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import sys
@@ -35,41 +36,37 @@ class Servers:
         """Serve until killed."""
         while True:
             for key, _ in self._selector.select():
-                try:
-                    key.data()
-                except OSError:  # of one client; the others are still there
-                    if key.fileobj.type == socket.SOCK_STREAM and not _listens(key.fileobj):
-                        self._close(key.fileobj)
+                key.data()
 
     def _on_readable(self, sock: socket.socket, reader: Reader) -> None:
         self._selector.register(sock, selectors.EVENT_READ, reader)
 
     def _accept(self, server: socket.socket) -> None:
-        client, _ = server.accept()
+        try:
+            client, _ = server.accept()
+        except OSError:  # it is gone already
+            return
         client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._on_readable(client, lambda: self._answer_line(client))
 
     def _answer_line(self, client: socket.socket) -> None:
-        if client.recv(4096):
-            client.sendall(self._answer(client, client.getpeername()))
-        else:
-            self._close(client)
-
-    def _answer_datagram(self, server: socket.socket) -> None:
-        _, peer = server.recvfrom(4096)
-        server.sendto(self._answer(server, peer), peer)
-
-    def _answer(self, sock: socket.socket, peer: tuple[str, int]) -> bytes:
-        return f"{self._name} {sock.getsockname()[1]} {peer[0]}\n".encode()
-
-    def _close(self, client: socket.socket) -> None:
+        try:
+            if client.recv(4096):
+                client.sendall(self._answer(client, client.getpeername()))
+                return
+        except OSError:  # it was reset
+            pass
         self._selector.unregister(client)
         client.close()
 
+    def _answer_datagram(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # an ICMP error of a client that is gone
+            _, peer = server.recvfrom(4096)
+            server.sendto(self._answer(server, peer), peer)
 
-def _listens(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    def _answer(self, sock: socket.socket, peer: tuple[str, int]) -> bytes:
+        return f"{self._name} {sock.getsockname()[1]} {peer[0]}\n".encode()
 
 
 def main(name: str, addresses: str, *ports: str) -> None:

@@ -30,7 +30,8 @@ class Answer(NamedTuple):
     @classmethod
     def read(cls, said: dict[str, Any]) -> Answer:
         """Read what the probe says."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in said.items()}
+        return cls(**fields)
 
 
 class Client:

@@ -26,19 +26,17 @@ class Name(NamedTuple):
 
 
 class NameJournal:
-    """Appends the names of new service ids."""
+    """Appends the names of new service ids. Keeps no names, only the hash of each line: there may be many."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / FILE
-        self._known = read_names(state_dir)
-        self._rewrite()
-
-    def _rewrite(self) -> None:
-        """Drop lines that later ones overrule; by a rename, so that readers see the old file or the new."""
-        beside = self._path.with_suffix(".new")
-        beside.write_text("".join(_line(ident, name) for ident, name in self._known.items()), encoding="utf-8")
-        beside.rename(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        path = state_dir / FILE
+        lines = {ident: _line(ident, name) for ident, name in read_names(state_dir).items()}
+        self._known = {ident: hash(line) for ident, line in lines.items()}
+        # Without the lines that later ones overrule; by a rename, so that readers see the old file or the new.
+        beside = path.with_suffix(".new")
+        beside.write_text("".join(lines.values()), encoding="utf-8")
+        beside.rename(path)
+        self._file = path.open("a", encoding="utf-8")
 
     def record(self, placements: Iterable[Placement]) -> None:
         """Append what is not known yet."""
@@ -46,9 +44,10 @@ class NameJournal:
         for placement in placements:
             port = placement.port
             name = Name(str(placement.service), port.name, port.protocol.name, f"IPv{port.family.value}")
-            if self._known.get(placement.service_id) != name:
-                self._known[placement.service_id] = name
-                self._file.write(_line(placement.service_id, name))
+            line = _line(placement.service_id, name)
+            if self._known.get(placement.service_id) != hash(line):
+                self._known[placement.service_id] = hash(line)
+                self._file.write(line)
                 is_new = True
         if is_new:
             self._file.flush()

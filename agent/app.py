@@ -95,6 +95,8 @@ class Agent:
             on_degraded=self._on_degraded,
         )
         self._recorder: EventRecorder | None = None
+        self.has_settled = threading.Event()
+        """Set once what was listed first is programmed: what ``/readyz`` says, so that a rollout waits for it."""
         self.source = self._make_source()
         self.metrics.add_live(self._live_metrics)
         self.control = ControlServer(config.state_dir, {"status": self.status})
@@ -165,6 +167,10 @@ class Agent:
             self.metrics.livez.labels(str(code)).inc()
             return json_answer(code, body)
 
+        def readyz(_: str) -> tuple[int, str, bytes]:
+            is_ready = self.has_settled.is_set()
+            return (200 if is_ready else 503), "text/plain", b"ok\n" if is_ready else b"not programmed yet\n"
+
         own: dict[str, Route] = {
             "/metrics": metrics_route(self.metrics.registry),
             "/healthz": lambda _: text_answer("ok"),
@@ -172,7 +178,9 @@ class Agent:
             "/configz": lambda _: json_answer(200, {"kubeproxy.config.k8s.io": describe(self.config)}),
         }
         yield from self._bind("metrics", self.config.metrics_address, own)
-        yield from self._bind("health", self.config.healthz_address, {"/healthz": healthz, "/livez": livez})
+        yield from self._bind(
+            "health", self.config.healthz_address, {"/healthz": healthz, "/livez": livez, "/readyz": readyz}
+        )
 
     def _bind(self, name: str, address: BindAddress | None, routes: dict[str, Route]) -> Iterator[HttpServer]:
         if address is None:
@@ -219,6 +227,7 @@ class Agent:
     def _settle_memory(self) -> None:
         """Once the first state is programmed: keep the collector away from it, and give what decoding took back."""
         self.reconciler.is_settled.wait()
+        self.has_settled.set()
         gc.collect()
         gc.freeze()
         gc.enable()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from agent.core.records import Kind, ListEnded, ObjectKey, ServiceRecord
 from agent.sources.kube_client import KubeClient, KubeTarget
 from agent.sources.kube_events import EventRecorder
-from tests.cluster.api_driver import NODES, SERVICES, SLICES, Refused, endpoint_slice, node, service, until
+from tests.cluster.api_driver import NODES, SERVICES, SLICES, endpoint_slice, node, service, until
 from tests.cluster.api_servers import AnyApiServer, driver, write_kubeconfig
 from tests.cluster.followed import NODE, Followed, assert_converges, following
 

@@ -1,0 +1,485 @@
+"""A directory of manifests as a source: what is emitted as files come, change, break and go."""
+
+import json
+import os
+import queue
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.core.records import Delete, Kind, ListEnded, ListStarted, Malformed, ObjectKey, Upsert
+from agent.errors import ConfigError
+from agent.sources.decode import Decoder
+from agent.sources.documents import read_contents
+from agent.sources.manifests import ManifestSource
+
+DEADLINE_S = 5.0
+
+
+def service(name="web", address="10.96.0.1", namespace="shop"):
+    return f"""\
+apiVersion: v1
+kind: Service
+metadata:
+  name: {name}
+  namespace: {namespace}
+  creationTimestamp: 2024-05-01T10:00:00Z
+spec:
+  clusterIP: {address}
+  ports: [{{port: 80}}]
+"""
+
+
+def endpoint_slice(name="web-1", address="10.0.0.1", labels="kubernetes.io/service-name: web"):
+    return f"""\
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}
+addressType: IPv4
+endpoints: [{{addresses: [{address}]}}]
+ports: [{{port: 8080}}]
+"""
+
+
+NODE = "{apiVersion: v1, kind: Node, metadata: {name: here}}"
+CONFIG_MAP = "{apiVersion: v1, kind: ConfigMap, metadata: {name: other}}"
+
+
+def key(name="web"):
+    return ObjectKey("shop", name)
+
+
+def gone(name="web"):
+    return Delete(Kind.SERVICE, key(name))
+
+
+def said(event):
+    """Reduce an event to what tells one from another in these tests."""
+    match event:
+        case Upsert(record=record):
+            return getattr(record, "key", None) or record.name, getattr(record, "cluster_ips", ())
+        case Malformed(key=name, field=field):
+            return name, field
+    return event
+
+
+class Watched:
+    """A directory with a source on it, and what the source has said."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.events = queue.Queue()
+        self.errors = queue.Queue()
+        self.source = ManifestSource(
+            directory, Decoder("here"), self.events.put, lambda _cause, message: self.errors.put(message)
+        )
+
+    def start(self):
+        """Start, and return what the first load emits."""
+        self.source.start()
+        events = [self.next()]
+        while events[-1] != ListEnded(list(Kind)[-1]):
+            events.append(self.next())
+        return events
+
+    def next(self):
+        return self.events.get(timeout=DEADLINE_S)
+
+    def error(self):
+        return self.errors.get(timeout=DEADLINE_S)
+
+    def write(self, name, *documents):
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("---\n".join(documents))
+        return path
+
+    def flush(self):
+        """Return what is emitted up to now: everything before a new Service that is made for this."""
+        name = f"flush-{time.monotonic_ns()}"
+        self.write(f"{name}.yaml", service(name, "10.96.200.1"))
+        events = [self.next()]
+        while said(events[-1])[0] != key(name):
+            events.append(self.next())
+        return events[:-1]
+
+
+@pytest.fixture
+def watched(tmp_path):
+    directory = tmp_path / "manifests"
+    directory.mkdir()
+    watched = Watched(directory)
+    yield watched
+    watched.source.stop()
+    assert not watched.source._thread.is_alive()
+
+
+def names(events):
+    return [said(event)[0].name for event in events if isinstance(event, Upsert | Malformed)]
+
+
+class TestFirstLoad:
+    def test_empty(self, watched):
+        assert watched.start() == [step(kind) for kind in Kind for step in (ListStarted, ListEnded)]
+
+    def test_every_kind_in_its_list(self, watched):
+        watched.write("a.yaml", endpoint_slice(), service(), NODE)
+
+        assert [said(event) for event in watched.start()] == [
+            ListStarted(Kind.SERVICE),
+            (key(), (bytes(10) + b"\xff\xff\x0a\x60\x00\x01",)),
+            ListEnded(Kind.SERVICE),
+            ListStarted(Kind.ENDPOINT_SLICE),
+            (key("web-1"), ()),
+            ListEnded(Kind.ENDPOINT_SLICE),
+            ListStarted(Kind.NODE),
+            ("here", ()),
+            ListEnded(Kind.NODE),
+        ]
+
+    @pytest.mark.parametrize(
+        ("path", "expected"),
+        [
+            ("a.yaml", ["web"]),
+            ("a.yml", ["web"]),
+            ("A.YAML", ["web"]),
+            ("deep/er/a.yaml", ["web"]),
+            ("a.yaml~", []),
+            ("a.txt", []),
+            (".a.yaml", []),
+            (".git/a.yaml", []),
+        ],
+    )
+    def test_which_files(self, watched, path, expected):
+        watched.write(path, service())
+
+        assert names(watched.start()) == expected
+
+    def test_json(self, watched):
+        value = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"clusterIP": "10.96.0.1"},
+        }
+        watched.write("a.json", json.dumps(value))
+
+        assert names(watched.start()) == ["web"]
+
+    def test_the_last_file_wins_and_the_repetition_is_reported(self, watched):
+        watched.write("a.yaml", service(address="10.96.0.1"))
+        watched.write("b.yaml", service(address="10.96.0.2"))
+        (_, addresses) = said(watched.start()[1])
+
+        assert addresses[0].endswith(b"\x0a\x60\x00\x02")
+        assert "Service shop/web is repeated in" in watched.error()
+
+    def test_malformed(self, watched):
+        watched.write("a.yaml", service(address="nonsense"))
+
+        assert said(watched.start()[1]) == (key(), "spec.clusterIP")
+
+    def test_a_broken_file_costs_only_itself(self, watched):
+        broken = watched.write("a.yaml", "{")
+        watched.write("b.yaml", service())
+
+        assert names(watched.start()) == ["web"]
+        assert watched.error().startswith(f"{broken}: not YAML")
+
+    def test_no_directory(self, tmp_path):
+        with pytest.raises(ConfigError, match="missing is not a directory"):
+            Watched(tmp_path / "missing").source.start()
+
+
+class TestChanges:
+    def test_new_file(self, watched):
+        watched.start()
+        watched.write("a.yaml", service())
+
+        assert said(watched.next())[0] == key()
+
+    def test_only_differences_are_emitted(self, watched):
+        watched.write("a.yaml", service("a"), service("b"), endpoint_slice())
+        watched.start()
+        watched.write("a.yaml", service("b", "10.96.0.9"), "# a comment\n" + service("a"), endpoint_slice())
+
+        assert names(watched.flush()) == ["b"]
+
+    def test_the_file_is_removed(self, watched):
+        path = watched.write("a.yaml", service())
+        watched.start()
+        path.unlink()
+
+        assert watched.next() == gone()
+
+    def test_a_document_is_removed(self, watched):
+        watched.write("a.yaml", service("a"), service("b"))
+        watched.start()
+        watched.write("a.yaml", service("b"))
+
+        assert watched.next() == gone("a")
+
+    def test_only_comments_are_left(self, watched):
+        watched.write("a.yaml", service())
+        watched.start()
+        watched.write("a.yaml", "# nothing now\n")
+
+        assert watched.next() == gone()
+
+    def test_a_folder_is_removed(self, watched):
+        watched.write("deep/er/a.yaml", service())
+        watched.start()
+        shutil.rmtree(watched.directory / "deep")
+
+        assert watched.next() == gone()
+
+    def test_a_new_folder(self, watched):
+        watched.start()
+        watched.write("deep/er/a.yaml", service())
+
+        assert said(watched.next())[0] == key()
+
+    def test_a_file_is_renamed(self, watched):
+        path = watched.write("a.yaml", service())
+        watched.start()
+        path.rename(watched.directory / "b.yaml")
+
+        assert watched.flush() == []
+
+    def test_an_object_moves_to_another_file(self, watched):
+        watched.write("a.yaml", service("a"), service("b"))
+        watched.start()
+        watched.write("b.yaml", service("b"))
+        watched.write("a.yaml", service("a"))
+
+        assert watched.flush() == []
+
+    def test_an_editor_renames_its_draft_over_the_file(self, watched):
+        path = watched.write("a.yaml", service())
+        watched.start()
+        watched.write(".a.yaml.swp", service(address="10.96.0.2")).rename(path)
+
+        assert said(watched.next())[1][0].endswith(b"\x02")
+
+    def test_a_config_map_swaps_its_generations(self, watched):
+        watched.write("..1/a.yaml", service())
+        (watched.directory / "..data").symlink_to("..1")
+        (watched.directory / "a.yaml").symlink_to("..data/a.yaml")
+        assert names(watched.start()) == ["web"]
+
+        watched.write("..2/a.yaml", service(address="10.96.0.2"))
+        (watched.directory / "..data_tmp").symlink_to("..2")
+        (watched.directory / "..data_tmp").rename(watched.directory / "..data")
+
+        assert said(watched.next())[1][0].endswith(b"\x02")
+
+    def test_size_and_time_alike(self, watched):
+        path = watched.write("a.yaml", service(address="10.96.0.1"))
+        times = path.stat()
+        watched.start()
+        path.write_text(service(address="10.96.0.2"))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+        assert said(watched.next())[1][0].endswith(b"\x02")
+
+    def test_a_slice_loses_its_service(self, watched):
+        watched.write("a.yaml", endpoint_slice())
+        watched.start()
+        watched.write("a.yaml", endpoint_slice(labels=""))
+
+        assert watched.next() == Delete(Kind.ENDPOINT_SLICE, key("web-1"))
+
+    def test_an_object_breaks_and_is_mended(self, watched):
+        watched.write("a.yaml", service())
+        watched.start()
+        watched.write("a.yaml", service(address="nonsense"))
+        assert said(watched.next()) == (key(), "spec.clusterIP")
+        watched.write("a.yaml", service())
+
+        assert isinstance(watched.next(), Upsert)
+
+    def test_the_repetition_ends(self, watched):
+        watched.write("a.yaml", service(address="10.96.0.1"))
+        path = watched.write("b.yaml", service(address="10.96.0.2"))
+        watched.start()
+        path.unlink()
+
+        assert said(watched.next())[1][0].endswith(b"\x01")
+
+    def test_a_change_arrives_soon(self, watched):
+        watched.start()
+        took = []
+        for number in range(5):
+            begun = time.monotonic()
+            watched.write("a.yaml", service(address=f"10.96.0.{number}"))
+            watched.next()
+            took.append(time.monotonic() - begun)
+
+        assert min(took) < 0.1
+
+    def test_it_does_not_wake_itself(self, watched, monkeypatch):
+        """Reading a file is no change of it."""
+        watched.write("a.yaml", service())
+        refreshed = queue.Queue()
+        refresh = watched.source._refresh
+        monkeypatch.setattr(watched.source, "_refresh", lambda changed: (refresh(changed), refreshed.put(changed)))
+        watched.start()
+        assert refreshed.get(timeout=DEADLINE_S) == set()
+
+        with pytest.raises(queue.Empty):
+            refreshed.get(timeout=0.3)
+
+
+class TestHalfWritten:
+    @pytest.mark.parametrize("content", ["{", "", " \n", "a: [", "\0", "!!int x", "!!bool x", "[" * 20_000], ids=repr)
+    def test_what_it_said_before_stays(self, watched, content):
+        path = watched.write("a.yaml", service())
+        watched.start()
+        path.write_text(content)
+
+        assert watched.error().startswith(f"{path}: ")
+        assert watched.flush() == []
+
+    def test_the_next_change_is_read(self, watched):
+        path = watched.write("a.yaml", service())
+        watched.start()
+        path.write_text(service()[:-4])
+        assert watched.error().endswith("what it said before stays")
+        path.write_text(service(address="10.96.0.2"))
+
+        assert said(watched.next())[1][0].endswith(b"\x02")
+
+    def test_a_fault_is_reported_once_until_it_is_gone(self, watched):
+        path = watched.write("a.yaml", "[]")
+        watched.start()
+        assert watched.error() == f"{path}: document 1 is not a mapping"
+        path.write_text("[] # still")
+        watched.flush()
+        assert watched.errors.empty()
+        assert watched.source.describe()["faults"] == [f"{path}: document 1 is not a mapping"]
+
+        path.write_text(service())
+        watched.next()
+        path.write_text("[]")
+        assert watched.error() == f"{path}: document 1 is not a mapping"
+
+    def test_the_directory_vanishes_and_returns(self, watched):
+        watched.write("a.yaml", service("a"), service("b"))
+        watched.start()
+        watched.directory.rename(watched.directory.with_name("aside"))
+        assert "what it said before stays" in watched.error()
+        staged = Watched(watched.directory.with_name("staged"))
+        staged.write("a.yaml", service("a"))
+        staged.directory.rename(watched.directory)
+
+        assert watched.next() == gone("b")
+        watched.write("a.yaml", service("a", "10.96.0.2"))
+        assert names([watched.next()]) == ["a"]
+
+    def test_a_consumer_that_fails_is_told_again(self, tmp_path):
+        events, errors = queue.Queue(), queue.Queue()
+
+        def emit(event):
+            events.put(event)
+            if event == ListEnded(Kind.SERVICE) and errors.empty():
+                raise RuntimeError("full")
+
+        source = ManifestSource(tmp_path, Decoder("here"), emit, lambda _cause, message: errors.put(message))
+        source.start()
+        seen = [events.get(timeout=DEADLINE_S) for _ in range(3)]
+        source.stop()
+
+        assert seen == [ListStarted(Kind.SERVICE), ListEnded(Kind.SERVICE), ListStarted(Kind.SERVICE)]
+        assert errors.get_nowait() == f"{tmp_path}: RuntimeError: full"
+
+
+class TestLife:
+    def test_stops_promptly(self, watched):
+        watched.start()
+        begun = time.monotonic()
+        watched.source.stop()
+
+        assert time.monotonic() - begun < 0.5
+        assert not watched.source._thread.is_alive()
+
+    def test_stops_unstarted(self, tmp_path):
+        ManifestSource(tmp_path, Decoder("here"), print).stop()
+
+    def test_describe(self, watched):
+        watched.write("a.yaml", service("a"), service("b"))
+        watched.start()
+        watched.flush()
+
+        assert watched.source.describe() == {
+            "kind": "manifests",
+            "directory": str(watched.directory),
+            "files": 2,
+            "objects": 3,
+            "faults": [],
+        }
+
+
+class TestContents:
+    """What is found in one file, without a directory."""
+
+    @pytest.mark.parametrize(
+        ("text", "objects", "faults"),
+        [
+            pytest.param("", 0, [], id="empty"),
+            pytest.param("---\n---\n# nothing\n", 0, [], id="empty documents"),
+            pytest.param(f"{NODE}\n---\n{CONFIG_MAP}", 1, [], id="a kind that is not read"),
+            pytest.param("{apiVersion: serving.knative.dev/v1, kind: Service}", 0, [], id="another API's Service"),
+            pytest.param("{apiVersion: v1}", 0, ["document 1 has no kind"], id="no kind"),
+            pytest.param("{kind: Service}", 0, ["document 1 has no apiVersion"], id="no apiVersion"),
+            pytest.param("{apiVersion: [v1], kind: {a: b}}", 0, ["document 1 has no apiVersion"], id="wrong types"),
+            pytest.param(f"text\n---\n{NODE}", 1, ["document 1 is not a mapping"], id="text"),
+            pytest.param(f"{{apiVersion: v1, kind: List, items: [{NODE}, {CONFIG_MAP}]}}", 1, [], id="List"),
+            pytest.param("{apiVersion: v1, kind: NodeList, items: [{metadata: {name: a}}]}", 1, [], id="NodeList"),
+            pytest.param("{apiVersion: v1, kind: List, items: null}", 0, [], id="null items"),
+            pytest.param("{apiVersion: v1, kind: List, items: 3}", 0, ["document 1: items is not a list"], id="items"),
+            pytest.param(
+                "{apiVersion: v1, kind: List, items: [3, {}]}",
+                0,
+                ["document 1, item 1 is not a mapping", "document 1, item 2 has no apiVersion"],
+                id="bad items",
+            ),
+            pytest.param("&a {apiVersion: v1, kind: List, items: [*a]}", 0, [], id="a list within itself"),
+        ],
+    )
+    def test_yaml(self, text, objects, faults):
+        contents = read_contents(text.encode(), is_json=False)
+
+        assert (len(contents.objects), contents.faults) == (objects, faults)
+
+    @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"{} {}", b"[" * 100_000], ids=lambda text: repr(text[:6]))
+    def test_not_json(self, text):
+        with pytest.raises(ValueError, match="not JSON"):
+            read_contents(text, is_json=True)
+
+    @pytest.mark.parametrize(
+        "text",
+        [b"{", b"!!int x", b"!!bool x", b"!!timestamp x", b"9" * 5000, b"? [1]\n: 2", b"\xff\xff", b"- " * 20_000],
+        ids=lambda text: repr(text[:12]),
+    )
+    def test_not_yaml(self, text):
+        with pytest.raises(ValueError, match="not YAML"):
+            read_contents(text, is_json=False)
+
+    def test_timestamps_stay_text(self):
+        ((_, value),) = read_contents(service().encode(), is_json=False).objects
+
+        assert value["metadata"]["creationTimestamp"] == "2024-05-01T10:00:00Z"
+
+
+def test_a_link_to_the_directory_is_watched(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    watched = Watched(tmp_path / "link")
+    watched.start()
+    Path(tmp_path, "real", "a.yaml").write_text(service())
+    event = watched.next()
+    watched.source.stop()
+
+    assert said(event)[0] == key()

@@ -1,0 +1,274 @@
+"""What is deployed: valid YAML, RBAC of exactly what is read, arguments and metrics that the agent knows."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent.cli.flags import add_flags, overrides_from
+from agent.config import load
+from agent.core.records import Kind, ObjectKey
+from agent.sources.kube import resources
+from agent.sources.kube_events import Complaint, EventRecorder, event_body
+
+Json = dict[str, Any]
+REPOSITORY = Path(__file__).resolve().parents[2]
+MANIFESTS = REPOSITORY / "manifests"
+YAML_FILES = sorted([*MANIFESTS.rglob("*.yaml"), REPOSITORY / "kind-config.yaml"])
+KUSTOMIZATIONS = sorted(path.parent for path in MANIFESTS.glob("[bo]*/**/kustomization.yaml"))
+CONFIGS = sorted(MANIFESTS.rglob("config.yaml"))
+# What each capability is for is in daemonset.yaml; tests/image/ shows what goes wrong without it.
+CAPABILITIES = ["BPF", "NET_ADMIN", "PERFMON"]
+_METRIC = re.compile(r"\b(?:ebproxy|kubeproxy)_[a-z_]+\b")
+_SUFFIXES = ("_total", "_bucket", "_sum", "_count")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def documents(path: Path) -> list[Json]:
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+def daemonset() -> Json:
+    (found,) = documents(MANIFESTS / "base/daemonset.yaml")
+    return found
+
+
+def pod() -> Json:
+    spec: Json = daemonset()["spec"]["template"]["spec"]
+    return spec
+
+
+def container() -> Json:
+    (found,) = pod()["containers"]
+    return dict(found)
+
+
+def rendered(directory: Path) -> list[Json]:
+    ran = subprocess.run(["kubectl", "kustomize", directory], capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    return list(yaml.safe_load_all(ran.stdout))
+
+
+def metric_families() -> set[str]:
+    """The names of metrics in the agent's source: strings that are nothing but such a name."""
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (REPOSITORY / "agent").rglob("*.py"))
+    strings = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {text for text in strings if isinstance(text, str) and _METRIC.fullmatch(text)}
+
+
+def family_of(series: str) -> str:
+    return next((series.removesuffix(suffix) for suffix in _SUFFIXES if series.endswith(suffix)), series)
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=name_of)
+def test_every_file_is_yaml(path: Path) -> None:
+    assert all(isinstance(document, dict) for document in documents(path))
+
+
+class TestRbac:
+    rules = next(d for d in documents(MANIFESTS / "base/rbac.yaml") if d["kind"] == "ClusterRole")["rules"]
+
+    def granted(self) -> set[tuple[str, str, str]]:
+        return {
+            (group, resource, verb)
+            for rule in self.rules
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+
+    def test_grants_what_is_used_and_nothing_else(self) -> None:
+        watched = [resource.path.split("/") for resource in resources("node")]
+        groups = {"api": lambda path: "", "apis": lambda path: path[2]}
+        used = {(groups[path[1]](path), path[-1], verb) for path in watched for verb in ("list", "watch")}
+
+        assert used | {("", "events", "create")} == self.granted()
+
+    def test_events_are_posted_as_granted(self) -> None:
+        posted: list[tuple[str, str]] = []
+
+        class Poster:
+            def post(self, path: str, body: Json, read_timeout_s: float = 10.0) -> None:
+                posted.append((path, body["apiVersion"]))
+
+        recorder = EventRecorder(Poster(), "node")
+        recorder.warn(ObjectKey("shop", "web"), "DataplaneFull", "no room")
+        recorder.stop()
+
+        assert posted == [("/api/v1/namespaces/shop/events", "v1")]
+        assert event_body(Complaint(Kind.NODE, ObjectKey("", "node"), "", "r", "m"), "node")["kind"] == "Event"
+
+    def test_the_binding_is_the_daemonsets(self) -> None:
+        account, _, binding = documents(MANIFESTS / "base/rbac.yaml")
+
+        assert pod()["serviceAccountName"] == account["metadata"]["name"] == binding["subjects"][0]["name"]
+
+
+class TestDaemonSet:
+    def test_is_not_privileged(self) -> None:
+        security = container()["securityContext"]
+
+        assert security["capabilities"] == {"drop": ["ALL"], "add": CAPABILITIES}
+        assert (security["privileged"], security["allowPrivilegeEscalation"]) == (False, False)
+        assert security["readOnlyRootFilesystem"] is True
+
+    def test_sees_of_the_host_what_it_needs(self) -> None:
+        shared = {key: value for key, value in pod().items() if key.startswith("host")}
+        paths = sorted(volume["hostPath"]["path"] for volume in pod()["volumes"] if "hostPath" in volume)
+
+        assert shared == {"hostNetwork": True}
+        assert paths == ["/run/ebproxy", "/sys/fs/bpf", "/sys/fs/cgroup"]
+
+    def test_mounts_every_volume_once(self) -> None:
+        volumes = [volume["name"] for volume in pod()["volumes"]]
+        mounts = [mount["name"] for mount in container()["volumeMounts"]]
+
+        assert sorted(volumes) == sorted(mounts)
+
+    def test_hides_no_file_system_of_the_runtimes(self) -> None:
+        paths = {mount["mountPath"] for mount in container()["volumeMounts"]}
+
+        assert "/sys/fs/cgroup" not in paths
+
+    def test_runs_everywhere_and_first(self) -> None:
+        assert pod()["tolerations"] == [{"operator": "Exists"}]
+        assert pod()["priorityClassName"] == "system-node-critical"
+
+    def test_resolves_names_without_the_clusters_dns(self) -> None:
+        assert pod()["dnsPolicy"] == "Default"
+
+    def test_arguments_are_the_agents(self, tmp_path: Path) -> None:
+        command, *arguments = container()["args"]
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        add_flags(parser)
+        args = parser.parse_args(arguments)
+        mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+
+        assert command == "run"
+        assert str(args.config) == f"{mounts['config']}/config.yaml"
+        assert overrides_from(args) == {}
+
+    def test_the_node_names_itself(self) -> None:
+        (variable,) = container()["env"]
+
+        assert (variable["name"], variable["valueFrom"]) == ("NODE_NAME", {"fieldRef": {"fieldPath": "spec.nodeName"}})
+        assert load(environment={"NODE_NAME": "node-7"}).node_name == "node-7"
+
+    def test_defaults_are_where_volumes_are(self) -> None:
+        config = load(environment={"NODE_NAME": "node-7"})
+        mounts = {mount["mountPath"] for mount in container()["volumeMounts"]}
+
+        assert {str(config.bpffs), str(config.state_dir)} <= mounts
+
+    def test_probes_ask_the_health_server(self) -> None:
+        address = load(environment={"NODE_NAME": "node-7"}).healthz_address
+        ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
+        asked = {container()[probe]["httpGet"]["path"]: container()[probe]["httpGet"]["port"] for probe in PROBES}
+
+        assert address is not None
+        assert asked == {"/livez": "healthz", "/readyz": "healthz"}
+        assert ports["healthz"] == address.port
+
+
+PROBES = ("livenessProbe", "readinessProbe")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_configuration_is_valid(path: Path) -> None:
+    config = load(path, environment={"NODE_NAME": "node-7"})
+
+    assert config.unused == ()
+    assert bool(config.api_server) == (path.parent.name != "base")
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kustomize needs kubectl, which is not installed")
+class TestKustomize:
+    @pytest.mark.parametrize("directory", KUSTOMIZATIONS, ids=name_of)
+    def test_builds(self, directory: Path) -> None:
+        objects = rendered(directory)
+        kinds = sorted(item["kind"] for item in objects)
+        namespaces = {item["metadata"].get("namespace") for item in objects}
+
+        assert kinds == ["ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet", "ServiceAccount"]
+        assert namespaces == {None, "kube-system"}
+
+    @pytest.mark.parametrize("directory", KUSTOMIZATIONS, ids=name_of)
+    def test_the_pod_has_the_generated_configuration(self, directory: Path) -> None:
+        objects = {item["kind"]: item for item in rendered(directory)}
+        volumes = objects["DaemonSet"]["spec"]["template"]["spec"]["volumes"]
+        (name,) = (volume["configMap"]["name"] for volume in volumes if "configMap" in volume)
+
+        assert objects["ConfigMap"]["metadata"]["name"] == name
+        assert list(objects["ConfigMap"]["data"]) == ["config.yaml"]
+
+    def test_kind_mounts_bpffs_before_the_agent(self) -> None:
+        objects = {item["kind"]: item for item in rendered(MANIFESTS / "overlays/kind")}
+        spec = objects["DaemonSet"]["spec"]["template"]["spec"]
+        (mounter,) = spec["initContainers"]
+        (agent,) = spec["containers"]
+
+        assert mounter["securityContext"]["privileged"] is True
+        assert mounter["image"] == agent["image"] == "ebproxy:kind"
+        assert agent["securityContext"]["capabilities"]["add"] == CAPABILITIES
+
+    def test_monitoring_opens_the_metrics_port(self, tmp_path: Path) -> None:
+        shutil.copytree(MANIFESTS, tmp_path / "manifests")
+        overlay = tmp_path / "manifests/overlays/monitored"
+        overlay.mkdir()
+        parts = {"resources": ["../../base"], "components": ["../../components/monitoring"]}
+        (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"namespace": "kube-system", **parts}))
+        objects = {item["kind"]: item for item in rendered(overlay)}
+        spec = objects["DaemonSet"]["spec"]["template"]["spec"]["containers"][0]
+        parser = argparse.ArgumentParser()
+        add_flags(parser)
+        overrides = overrides_from(parser.parse_args(spec["args"][1:]))
+        scraped = {item["port"] for item in objects["PodMonitor"]["spec"]["podMetricsEndpoints"]}
+        address = load(None, overrides, environment={"NODE_NAME": "node-7"}).metrics_address
+
+        assert address is not None
+        assert {port["containerPort"] for port in spec["ports"] if port["name"] in scraped} == {address.port}
+
+
+class TestMonitoring:
+    directory = MANIFESTS / "components/monitoring"
+
+    @pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
+    def test_every_metric_is_one_the_agent_serves(self, name: str) -> None:
+        used = {family_of(series) for series in _METRIC.findall((self.directory / name).read_text(encoding="utf-8"))}
+
+        assert used
+        assert used - metric_families() == set()
+
+    def test_every_alert_says_what_to_do(self) -> None:
+        (rule,) = documents(self.directory / "alerts.yaml")
+        alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+
+        assert all({"summary", "description"} == set(alert["annotations"]) for alert in alerts)
+        assert {alert["labels"]["severity"] for alert in alerts} == {"critical", "warning"}
+
+    def test_panels_do_not_overlap(self) -> None:
+        panels = json.loads((self.directory / "dashboard.json").read_text(encoding="utf-8"))["panels"]
+        places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+
+        assert len(places) == len(panels)
+
+
+def test_kind_has_no_kube_proxy_and_both_families() -> None:
+    (config,) = documents(REPOSITORY / "kind-config.yaml")
+    overlay = load(MANIFESTS / "overlays/kind/config.yaml", environment={"NODE_NAME": "n"})
+
+    assert (config["networking"]["kubeProxyMode"], config["networking"]["ipFamily"]) == ("none", "dual")
+    assert [node["role"] for node in config["nodes"]] == ["control-plane", *["worker"] * 3]
+    assert overlay.api_server == f"https://{config['name']}-control-plane:6443"

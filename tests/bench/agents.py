@@ -1,0 +1,147 @@
+"""A real agent, as a process: start it against the feed, look at it from outside, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent.core.abi import layout_id, map_specs
+from agent.errors import AgentUnreachable
+from agent.kernel import bpf
+from agent.observe.control import ask
+from tests.bench.errors import BenchError
+from tests.bench.feed import Feed, kubeconfig
+from tests.bench.nodes import sizes_for
+from tests.bench.population import NODE, Population
+from tests.bench.stage import Stage
+
+T = TypeVar("T")
+_START_LIMIT_S = 60.0
+_STOP_LIMIT_S = 20.0
+
+
+def until(condition: Callable[[], T], limit_s: float, what: str, every_s: float = 0.002) -> T:
+    """Poll until something is true and return it. Raises: BenchError."""
+    deadline = time.monotonic() + limit_s
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise BenchError(f"{what}: not within {limit_s} s")
+        time.sleep(every_s)
+    return value
+
+
+class Agent:
+    """One agent after another in the same place: same cgroup, same pins."""
+
+    def __init__(
+        self, stage: Stage, feed: Feed, population: Population, cgroup: Path, ends: contextlib.ExitStack
+    ) -> None:
+        self._directory = stage.directory / "agent"
+        self._directory.mkdir()
+        self._bpffs = stage.bpffs("agent-bpffs", ends)
+        self._cgroup = cgroup
+        self._state = self._directory / "state"
+        sizes = sizes_for(population)
+        config = self._directory / "config.yaml"
+        config.write_text(f"mapSizes: {{frontends: {sizes.frontends}, segments: {sizes.segments}}}\n")
+        (self._directory / "kubeconfig").write_text(kubeconfig(feed.url))
+        self.maps_directory = self._bpffs / "ebproxy" / layout_id(map_specs(sizes))
+        self._process: subprocess.Popen[bytes] | None = None
+        ends.callback(self.kill)
+
+    def start(self) -> float:
+        """Start it; returns when (monotonic seconds)."""
+        flags = {
+            "--kubeconfig": self._directory / "kubeconfig",
+            "--config": self._directory / "config.yaml",
+            "--node-name": NODE,
+            "--cgroup-root": self._cgroup,
+            "--state-dir": self._state,
+            "--bpffs": self._bpffs,
+            "--metrics-bind-address": "",
+            "--healthz-bind-address": "",
+        }
+        arguments = [str(word) for flag in flags.items() for word in flag]
+        begun = time.monotonic()
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "agent", "run", *arguments], stdout=log, stderr=log)
+        return begun
+
+    def wait_settled(self, every_s: float = 0.02) -> None:
+        """Wait until everything listed is programmed."""
+        until(self._is_settled, _START_LIMIT_S, f"the agent settles ({self._last_words()})", every_s)
+
+    def status(self) -> dict[str, Any]:
+        """Ask for its status. Raises: AgentUnreachable."""
+        answer: dict[str, Any] = ask(self._state, "status")
+        return answer
+
+    def open_map(self, name: str) -> bpf.Map:
+        """Open one of its maps, as soon as it is there."""
+        path = self.maps_directory / name
+        until(lambda: self._is_there(path), _START_LIMIT_S, f"the agent pins {path}")
+        return bpf.Map(bpf.obj_get(path))
+
+    def kill(self) -> None:
+        """Kill it as `kill -9` does; what it programmed stays."""
+        if self._process:
+            self._process.kill()
+            self._process.wait(_STOP_LIMIT_S)
+            self._process = None
+
+    def forget(self) -> None:
+        """Remove what killed agents have left, so that the next one starts cold."""
+        from agent.kernel import dataplane
+
+        dataplane.remove(self._bpffs)
+
+    def memory_kib(self, field: str) -> int:
+        """Read a field of /proc/PID/status, in KiB: VmRSS, VmHWM."""
+        for line in Path(f"/proc/{self._pid}/status").read_text(encoding="ascii").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1])
+        raise BenchError(f"/proc/{self._pid}/status has no {field}")
+
+    def cpu_s(self) -> float:
+        """CPU time of all its threads so far, from the scheduler's own clock (/proc/PID/task/*/schedstat)."""
+        tasks = Path(f"/proc/{self._pid}/task")
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
+
+    @property
+    def _pid(self) -> int:
+        if self._process is None:
+            raise BenchError("no agent runs")
+        return self._process.pid
+
+    def _is_settled(self) -> bool:
+        self._check_alive()
+        try:
+            return bool(self.status()["is_settled"])
+        except AgentUnreachable:
+            return False
+
+    def _is_there(self, path: Path) -> bool:
+        self._check_alive()
+        return path.exists()
+
+    def _check_alive(self) -> None:
+        if self._process and self._process.poll() is not None:
+            raise BenchError(f"the agent ended with status {self._process.returncode}: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        log = self._directory / "log"
+        return log.read_text(errors="replace")[-1000:] if log.exists() else ""
+
+
+def fdinfo(fd: int, field: str) -> int:
+    """Read a number the kernel tells of a map or program: memlock, run_time_ns, run_cnt."""
+    for line in Path(f"/proc/{os.getpid()}/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise BenchError(f"the kernel's fdinfo has no {field}")

@@ -1,0 +1,48 @@
+"""Kill the agent and start it again while connections come and go (G16)."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from tests.bench.agents import Agent
+from tests.bench.population import SERVICE_PORT, Population
+from tests.bench.result import Result
+from tests.bench.scale import Scale
+from tests.bench.statistics import Estimate, estimate, median
+from tests.bench.worker import Target, Worker
+
+_DOWN_S = 0.1
+
+
+def kill_and_restart(agent: Agent, worker: Worker, population: Population, scale: Scale) -> list[Result]:
+    """G16: connect to every Service in turn without a pause, meanwhile kill the agent and start another."""
+    worker.begin_churn(Target(population.cluster_ip(0), SERVICE_PORT, population.services))
+    ready = []
+    for _ in range(scale.kills):
+        agent.kill()
+        time.sleep(_DOWN_S)
+        begun = agent.start()
+        agent.wait_settled()
+        ready.append(time.monotonic() - begun)
+    tried, failed = worker.end_churn()
+    writes = agent.status()["map_writes"]
+    return [
+        Result(
+            "G16",
+            f"failed connects, {scale.kills} times kill -9 and restart",
+            Estimate(failed, failed, failed),
+            0,
+            "failed",
+            peers={"connects": tried, "entries the last agent wrote": writes},
+        ),
+        Result(
+            "G16 ready",
+            "start of the process to everything programmed, beside the churn",
+            estimate(median, np.array(ready)),
+            1,
+            "s",
+            peers={"all s": [round(value, 2) for value in ready]},
+        ),
+    ]

@@ -1,0 +1,139 @@
+"""One run of the bench: what has to be built for the goals that are asked for, and in which order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import change, connect, hook, idle, peers, plots, restart, sync
+from tests.bench.agents import Agent
+from tests.bench.feed import Feed
+from tests.bench.population import Population
+from tests.bench.result import Result
+from tests.bench.scale import Scale
+from tests.bench.stage import Stage
+from tests.bench.statistics import Values
+from tests.bench.worker import Worker
+
+_CONNECTING = frozenset({"G1", "G2", "G3", "G4", "G5"})
+_RUNNING = frozenset({"G8", "G9", "G10", "G11", "G12", "G13", "G16"})
+GOALS = _CONNECTING | _RUNNING
+_TCP = ["direct", "direct again", connect.OURS, connect.BARE, connect.THREE_HASHES, "nft", "iptables"]
+_UDP = ["direct", "direct again", connect.OURS, "nft"]
+
+
+class Run:
+    """Gathers results, goal after goal."""
+
+    def __init__(self, stage: Stage, scale: Scale, goals: frozenset[str], output: Path, console: Console) -> None:
+        self._stage = stage
+        self._scale = scale
+        self._goals = goals
+        self._output = output
+        self._console = console
+        self._population = Population(scale.services, scale.endpoints)
+        self._results: list[Result] = []
+        self._loads: dict[str, float] = {}
+        self._changes: dict[str, list[float]] = {}
+
+    def everything(self) -> list[Result]:
+        """Measure what was asked for. Raises: BenchError."""
+        if self._goals & _CONNECTING:
+            with self._stage.scene() as ends:
+                self._connect(ends)
+        elif self._goals & {"G8", "G9"}:
+            with self._stage.scene() as ends:
+                self._load_peers(ends)
+        if self._goals & _RUNNING:
+            with self._stage.scene() as ends:
+                self._run_agent(ends)
+        return [result for result in self._results if result.name.split()[0] in self._goals]
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"[dim]{text}[/dim]")
+
+    def _connect(self, ends: contextlib.ExitStack) -> None:
+        self._say("filling maps, loading nft and iptables")
+        cast = connect.assemble(self._stage, self._scale, ends)
+        self._loads, self._changes = cast.load_s, cast.change_s
+        # What is not a client goes where no client is, this process too.
+        home = os.sched_getaffinity(0)
+        ends.callback(os.sched_setaffinity, 0, home)
+        os.sched_setaffinity(0, {self._stage.cpus.server})
+        self._say("connecting")
+        if self._goals & {"G1", "G3"}:
+            measured = connect.take_turns(cast, self._scale, "connect", list(cast.variants))
+            self._results += connect.connect_overhead(measured, self._scale) + connect.flatness(measured, self._scale)
+            plots.connect_times(measured, _TCP, self._output / "connect.png")
+            plots.connect_overheads(measured, self._output / "connect-overhead.png")
+        if "G2" in self._goals:
+            self._results.append(connect.connection_rate(connect.take_turns(cast, self._scale, "crr", _TCP)))
+        if "G5" in self._goals:
+            self._results.append(connect.udp_exchange(connect.take_turns(cast, self._scale, "udp", _UDP)))
+        if "G4" in self._goals:
+            self._results.append(hook.hook_cost(cast, self._scale))
+
+    def _load_peers(self, ends: contextlib.ExitStack) -> None:
+        self._say("loading nft and iptables")
+        self._loads, self._changes = {}, {}
+        for name, load, replace in peers.PEERS:
+            netns = self._stage.netns(name, ends).name
+            self._loads[name] = load(self._population, netns)
+            self._changes[name] = peers.repeat(replace, self._population, netns, self._scale.peer_changes)
+
+    def _run_agent(self, ends: contextlib.ExitStack) -> None:
+        self._say("starting an agent")
+        feed = Feed(self._population)
+        ends.callback(feed.stop)
+        worker = Worker(self._stage, "churn", ends)
+        agent = Agent(self._stage, feed, self._population, worker.cgroup, ends)
+        if "G8" in self._goals:
+            self._cold_sync(agent, feed)
+        else:
+            sync.sync_once(agent, feed, self._population)
+        if "G11" in self._goals:
+            self._results += sync.residency(agent, self._population)
+        if "G12" in self._goals:
+            self._results.append(sync.map_memory(agent))
+        if "G13" in self._goals:
+            self._say("watching it do nothing")
+            self._results.append(idle.idle_cpu(agent, self._scale))
+        if self._goals & {"G9", "G10"}:
+            self._say("changing endpoints")
+            self._change(agent, feed)
+        if "G16" in self._goals:
+            self._say("killing it")
+            self._results += restart.kill_and_restart(agent, worker, self._population, self._scale)
+
+    def _cold_sync(self, agent: Agent, feed: Feed) -> None:
+        result = sync.cold_sync(agent, feed, self._population, self._scale)
+        loads = {f"{name} load s": round(seconds, 3) for name, seconds in self._loads.items()}
+        decoded = sync.client_decode(self._stage, feed)
+        self._results.append(dataclasses.replace(result, peers=result.peers | loads | decoded))
+        bars = {"ebproxy": result.estimate.value, **loads, "client's models": decoded[sync.CLIENT_S]}
+        plots.seconds(bars, result.title, self._output / "sync.png")
+
+    def _change(self, agent: Agent, feed: Feed) -> None:
+        changes = change.Changes(agent, feed, self._population)
+        try:
+            results, times_ms = change.one_change(changes, self._scale, self._population)
+            self._results += [self._beside_peers(results[0]), *results[1:]]
+            self._plot_changes(times_ms)
+            if "G10" in self._goals:
+                self._results.append(change.churn(changes, self._scale))
+        finally:
+            changes.close()
+
+    def _beside_peers(self, result: Result) -> Result:
+        medians = {
+            f"{name} one change ms": round(sorted(taken)[len(taken) // 2] * 1000, 1)
+            for name, taken in self._changes.items()
+        }
+        return dataclasses.replace(result, peers=result.peers | medians)
+
+    def _plot_changes(self, times_ms: Values) -> None:
+        plots.change_times(times_ms, self._output / "change.png")

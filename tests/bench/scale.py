@@ -1,0 +1,47 @@
+"""How much a run measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes and repetitions. A block is ``block`` connects of one variant; a round is a block of each.
+
+    ``flat_services``: how many services the flatness of connects is compared at, besides ``services``.
+    ``is_full``: the sizes the goals speak of; otherwise a figure says nothing about a goal.
+    """
+
+    services: int = 10_000
+    endpoints: int = 10
+    flat_services: tuple[int, ...] = (10, 100_000)
+    rounds: int = 160
+    warm_up_rounds: int = 6
+    block: int = 200
+    syncs: int = 5
+    changes: int = 500
+    churned: int = 20_000
+    peer_changes: int = 7
+    kills: int = 20
+    idle_s: float = 30.0
+    is_full: bool = True
+
+
+FULL = Scale()
+QUICK = Scale(rounds=80, syncs=3, changes=200, churned=10_000, peer_changes=3, kills=5, idle_s=5.0)
+TINY = Scale(
+    services=40,
+    endpoints=3,
+    flat_services=(10,),
+    rounds=12,
+    warm_up_rounds=2,
+    block=50,
+    syncs=1,
+    changes=20,
+    churned=200,
+    peer_changes=1,
+    kills=1,
+    idle_s=0.5,
+    is_full=False,
+)

@@ -1,0 +1,82 @@
+"""The bench itself, at a size that says nothing of speed: that it measures, and that what it writes is complete."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tests.bench.__main__ import main, measure
+from tests.bench.run import GOALS
+from tests.bench.scale import TINY
+from tests.bench.statistics import estimate, overhead_ratio
+
+PLOTS = ("connect.png", "connect-overhead.png", "sync.png", "change.png")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that a tiny bench of every goal has written to."""
+    directory = tmp_path_factory.mktemp("bench")
+    measure(TINY, GOALS, directory, Console(quiet=True))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def results(output: Path) -> dict[str, Any]:
+    """Its results.json."""
+    read: dict[str, Any] = json.loads((output / "results.json").read_text())
+    return read
+
+
+@pytest.mark.parametrize("goal", sorted(GOALS))
+def test_every_goal_is_measured(results: dict[str, Any], goal: str) -> None:
+    result = results[goal]
+
+    assert {"value", "goal", "unit", "ci", "aa", "peers"} <= result.keys()
+    assert math.isfinite(result["value"])
+    assert result["ci"][0] <= result["value"] <= result["ci"][1]
+
+
+@pytest.mark.parametrize("goal", ["G1", "G2", "G3", "G5"])
+def test_what_connects_is_compared_with_itself(results: dict[str, Any], goal: str) -> None:
+    low, high = results[goal]["aa"]
+
+    assert low <= high
+
+
+def test_no_connection_fails_while_the_agent_is_killed(results: dict[str, Any]) -> None:
+    assert results["G16"]["value"] == 0
+    assert results["G16"]["peers"]["connects"] > 0
+
+
+def test_the_hook_is_cheaper_than_three_hashes(results: dict[str, Any]) -> None:
+    """A ratio of one run, far from its limit on every machine seen (0.3 to 0.4)."""
+    assert results["G4"]["value"] < 0.8
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_plots_are_written(output: Path, plot: str) -> None:
+    assert (output / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_goal_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--only", "G99"]) == 2
+    assert "G99" in capsys.readouterr().err
+
+
+def test_the_interval_of_an_overhead_ratio_holds_the_truth() -> None:
+    """Ours adds 1 to a base of 25, the peer adds 5, in noise that all three share."""
+    chance = np.random.default_rng(1)
+    base = 25 + chance.normal(0, 2, 200)
+    ours, peer = base + 1 + chance.normal(0, 0.2, 200), base + 5 + chance.normal(0, 0.2, 200)
+
+    found = estimate(overhead_ratio, ours, peer, base)
+
+    assert found.low < 0.2 < found.high
+    assert found.high - found.low < 0.05

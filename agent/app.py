@@ -27,7 +27,8 @@ from agent.config import Config, describe
 from agent.config_values import BindAddress
 from agent.core.model import Model
 from agent.core.records import ObjectKey
-from agent.errors import EbproxyError
+from agent.errors import DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
+from agent.kernel import probe
 from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
 from agent.observe import metrics as meter
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from agent.sources.kube_events import EventRecorder
 
 log = logging.getLogger("ebproxy")
+LOCK = "agent.lock"
 _SO_NETNS_COOKIE = 71
 _M_ARENA_MAX = -8
 
@@ -66,7 +68,7 @@ class Source(Protocol):
 def only_agent(state_dir: Path) -> Iterator[None]:
     """Hold the state directory's lock. Raises: EbproxyError when another agent does."""
     state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / "agent.lock").open("w", encoding="ascii") as lock:
+    with (state_dir / LOCK).open("w", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -261,12 +263,24 @@ def run(config: Config) -> int:
         with contextlib.suppress(PermissionError):
             Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj), encoding="ascii")
     with only_agent(config.state_dir):
-        parts = Agent(config)
+        parts = _build(config)
         parts.start()
         log.info("ebproxy %s runs on node %s, layout %s", agent.__version__, config.node_name, parts.dataplane.layout)
         status = _wait(parts.reconciler)
         parts.stop()
     return status
+
+
+def _build(config: Config) -> Agent:
+    """Build an agent. Raises: UnsupportedKernel where it is the kernel that cannot, else what went wrong."""
+    try:
+        return Agent(config)
+    except (DataplaneError, LoaderError) as error:
+        for feature in probe.features():
+            if not feature.is_there and not feature.is_denied:
+                remedy = "ebproxy needs Linux 5.18 or later; `ebproxy doctor` lists everything that is missing"
+                raise UnsupportedKernel(feature.name, remedy) from error
+        raise
 
 
 def _wait(reconciler: Reconciler) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import contextlib
+from pathlib import Path
 
-from agent.app import only_agent
+from agent.app import LOCK, only_agent
 from agent.cli.output import print_json, print_table
 from agent.kernel.dataplane import remove
+from agent.observe import control, facts, names
 
 HELP = "remove every program, link, map, pin and file of ebproxy from this node; services stop answering"
 
@@ -19,11 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Remove everything. Raises: EbproxyError while an agent runs."""
     with only_agent(args.state_dir):
-        removed = remove(args.bpffs)
-        shutil.rmtree(args.state_dir, ignore_errors=True)
-    removed.append(f"removed {args.state_dir}")
+        removed = [*remove(args.bpffs), *_remove_state(args.state_dir)]
     if args.output == "json":
         print_json({"removed": removed})
     else:
         print_table(("removed",), [(line,) for line in removed])
     return 0
+
+
+def _remove_state(state_dir: Path) -> list[str]:
+    """Remove the agent's own files, and the directory if nothing else is in it."""
+    removed = []
+    for name in (control.SOCKET, facts.FILE, names.FILE, LOCK):
+        with contextlib.suppress(FileNotFoundError):
+            (state_dir / name).unlink()
+            removed.append(f"removed {state_dir / name}")
+    with contextlib.suppress(OSError):
+        state_dir.rmdir()
+    return removed

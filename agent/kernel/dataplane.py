@@ -11,6 +11,7 @@ turns the links to programs over them, then removes the old: connections see one
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -131,6 +132,9 @@ def remove(bpffs_directory: Path) -> list[str]:
             shutil.rmtree(root)
         if bpffs_directory.is_dir() and bpffs.unmount_if_ours(bpffs_directory):
             said.append(f"unmounted {bpffs_directory}")
+        elif bpffs.is_bpffs(bpffs_directory) and not bpffs_directory.is_mount():
+            with contextlib.suppress(OSError):  # of somebody else's pins
+                bpffs_directory.rmdir()
     except OSError as error:
         message = f"cleaning {root}: {error}"
         raise DataplaneError(message) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-_FILE = "agent.json"
+FILE = "agent.json"
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -21,14 +21,14 @@ class Facts(msgspec.Struct, frozen=True):
 
 def write_facts(state_dir: Path, facts: Facts) -> None:
     """Write by a rename, so that readers see the old facts or the new."""
-    beside = state_dir / (_FILE + ".new")
+    beside = state_dir / (FILE + ".new")
     beside.write_bytes(msgspec.json.encode(facts))
-    beside.rename(state_dir / _FILE)
+    beside.rename(state_dir / FILE)
 
 
 def read_facts(state_dir: Path) -> Facts:
     """Read the facts; defaults where there are none."""
     try:
-        return msgspec.json.decode((state_dir / _FILE).read_bytes(), type=Facts)
+        return msgspec.json.decode((state_dir / FILE).read_bytes(), type=Facts)
     except (FileNotFoundError, msgspec.DecodeError):
         return Facts()

@@ -193,7 +193,7 @@ def test_configuration_is_valid(path: Path) -> None:
     assert bool(config.api_server) == (path.parent.name != "base")
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kustomize needs kubectl, which is not installed")
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl: nothing builds the kustomizations")
 class TestKustomize:
     @pytest.mark.parametrize("directory", KUSTOMIZATIONS, ids=name_of)
     def test_builds(self, directory: Path) -> None:

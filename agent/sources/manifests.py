@@ -17,6 +17,7 @@ doubtful notice (the kernel's queue overflowed, a link's target changed elsewher
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -52,7 +53,7 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 # also how often the watch looks at the stop event: 40 times a second costs 0.2 % of a core.
 _STEP_MS = 25
 _LONGEST_WAIT_MS = 75
-_LOOK_ANYWAY_MS = 5000
+_LOOK_ANYWAY_MS = 10_000
 _RETRY_S = 1.0
 
 _Identity = tuple[Kind, ObjectKey]
@@ -153,7 +154,7 @@ class ManifestSource:
     def _refresh(self, changed: set[str]) -> None:
         """Read the files that are new, different or named in ``changed``, and emit what that makes of the objects."""
         files = {}
-        for path, signature in sorted(_find(self._directory)):
+        for path, signature in sorted(_find(str(self._directory))):
             known = self._files.get(path, _UNREAD)
             is_fresh = known.signature == signature and path not in changed
             files[path] = known if is_fresh else self._read(path, signature, known)
@@ -215,29 +216,26 @@ class ManifestSource:
                 self._emit(Delete(kind, key))
 
 
-def _find(directory: Path) -> Iterator[tuple[str, _Signature]]:
+def _find(directory: str) -> Iterator[tuple[str, _Signature]]:
     """Find the manifests below a directory, and what tells one version of each from the next.
 
     Raises: OSError, when a directory cannot be listed: to take its files for removed would remove their objects.
     """
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError) or error.filename == str(directory):
-            raise error
-
-    for folder, folders, names in os.walk(directory, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
-                path = Path(folder, name)
-                if (signature := _sign(path)) is not None:
-                    yield str(path), signature
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):  # removed since it was found
+                    yield from _find(entry.path)
+            elif entry.name.lower().endswith(_SUFFIXES) and (signature := _sign(entry)):
+                yield entry.path, signature
 
 
-def _sign(path: Path) -> _Signature | None:
+def _sign(entry: os.DirEntry[str]) -> _Signature | None:
     """Tell this version of a file from others; None for what is no file, or a link to nothing."""
     try:
-        status = path.stat()
+        status = entry.stat()
     except FileNotFoundError:
         return None
     except OSError:

@@ -378,6 +378,41 @@ class TestHalfWritten:
         watched.write("a.yaml", service("a", "10.96.0.2"))
         assert names([watched.next()]) == ["a"]
 
+    def test_another_directory_takes_its_place(self, tmp_path, monkeypatch):
+        """As when the directory is a link: no notice tells of that, and the old watch would tell of nothing more."""
+        old, new = Watched(tmp_path / "old"), Watched(tmp_path / "new")
+        old.write("a.yaml", service("a"))
+        new.write("a.yaml", service("b"))
+        link = tmp_path / "link"
+        link.symlink_to("old")
+        watched = Watched(link)
+        monkeypatch.setattr("agent.sources.manifests._LOOK_ANYWAY_MS", 100)
+        assert names(watched.start()) == ["a"]
+        (tmp_path / "next").symlink_to("new")
+        (tmp_path / "next").rename(link)
+        assert names([watched.next()]) == ["b"]
+        assert watched.next() == gone("a")
+        monkeypatch.setattr("agent.sources.manifests._LOOK_ANYWAY_MS", 60_000)
+
+        assert watched.flush() == watched.flush() == []
+        watched.source.stop()
+
+    def test_links_in_a_circle_cost_only_themselves(self, watched):
+        (watched.directory / "a.yaml").symlink_to("a.yaml")
+        watched.write("b.yaml", service())
+
+        assert names(watched.start()) == ["web"]
+        assert "a.yaml: " in watched.error()
+
+    @pytest.mark.timeout(20)
+    def test_what_is_no_file_is_left_alone(self, watched):
+        os.mkfifo(watched.directory / "a.yaml")
+        (watched.directory / "b.yaml").symlink_to("nowhere")
+        (watched.directory / "c.yaml").mkdir()
+
+        assert names(watched.start()) == []
+        assert watched.errors.empty()
+
     def test_a_consumer_that_fails_is_told_again(self, tmp_path):
         events, errors = queue.Queue(), queue.Queue()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import struct
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ import msgspec
 
 from agent.kernel import bpf
 
+_PR_SET_PDEATHSIG = 1
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
 _INSTRUCTION = struct.Struct("=BBhi")
@@ -37,12 +39,17 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What to compile and load. ``maps`` gives, for each map the source declares, the pin of the real one."""
+    """What to compile and load.
+
+    ``maps`` gives, for each map the source declares, the pin of the real one. ``agent_pid`` is who asks,
+    filled in by ``run_loader``: nobody else is served.
+    """
 
     source: str
     defines: dict[str, str]
     maps: dict[str, str]
     programs: tuple[Program, ...]
+    agent_pid: int = 0
 
 
 class StructReport(msgspec.Struct, frozen=True):
@@ -147,6 +154,10 @@ def load(request: Request) -> Report:
 def main() -> int:
     """Serve one request from standard input."""
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    # An orphan would go on pinning while the loader of its agent's successor does.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != request.agent_pid:
+        return 1
     # BCC prints to standard output as it likes: keep that channel for the report.
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

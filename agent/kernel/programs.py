@@ -128,7 +128,7 @@ def run_loader(request: Request) -> Report:
     try:
         child = subprocess.run(
             [sys.executable, "-m", "agent.kernel.loader"],
-            input=msgspec.json.encode(request),
+            input=msgspec.json.encode(msgspec.structs.replace(request, agent_pid=os.getpid())),
             capture_output=True,
             timeout=COMPILE_LIMIT_S,
             check=False,

@@ -35,7 +35,11 @@ _START_LIMIT_S = 60
 
 
 class Agent:
-    """One node's agent. ``manifests``: the directory it reads, unless ``flags`` name another source."""
+    """One node's agent.
+
+    ``manifests``: the directory it reads, unless ``flags`` name another source. ``config``: fields of its configuration
+    file, taken at each start. ``wrapper``: a command that runs the agent's; an empty ``cgroup_root``: it is to be found.
+    """
 
     def __init__(
         self, node: Node, manifests: Manifests | None = None, *, flags: tuple[str, ...] = (), **config: Any
@@ -46,6 +50,8 @@ class Agent:
         self.bpffs = node.directory / "bpf"
         self.log = node.directory / "agent.log"
         self.config = config
+        self.wrapper: tuple[str, ...] = ()
+        self.cgroup_root = str(node.cgroup)
         self._flags = flags
         self._place = node.place("agent")
         self.process: subprocess.Popen[str] | None = None
@@ -60,12 +66,13 @@ class Agent:
         """Start it, without waiting."""
         config = self.node.directory / "config.yaml"
         config.write_text(yaml.safe_dump({"logFormat": "text", **self.config}), encoding="utf-8")
-        source = ("--manifests", str(self.manifests.directory)) if self.manifests else ()
+        flags = ["--manifests", str(self.manifests.directory)] if self.manifests else []
+        flags += ["--cgroup-root", self.cgroup_root] if self.cgroup_root else []
         with self.log.open("a", encoding="utf-8") as log:
             self.process = self._place.start(
-                *self.command("run", "--config", str(config), "--node-name", self.node.name),
-                *("--cgroup-root", str(self.node.cgroup), "--healthz-bind-address", f"0.0.0.0:{HEALTH_PORT}"),
-                *("--metrics-bind-address", f"127.0.0.1:{METRICS_PORT}", *source, *self._flags),
+                *(*self.wrapper, *self.command("run", "--config", str(config), "--node-name", self.node.name)),
+                *("--metrics-bind-address", f"127.0.0.1:{METRICS_PORT}"),
+                *("--healthz-bind-address", f"0.0.0.0:{HEALTH_PORT}", *flags, *self._flags),
                 stderr=log,
                 stdout=log,
             )

@@ -277,10 +277,13 @@ class Reflector:
                 raise ApiFailure(Cause.GARBAGE, f"an event of the unknown type {unknown!r}")
 
     def _take_bookmark(self, head: ObjectHead) -> None:
-        if self._is_listing and head.is_initial_end:
+        if not self._is_listing:
+            self._remember(head.version)
+        elif head.is_initial_end:
             self._end_list(head.version)
         else:
-            self._remember(head.version)
+            self._next_list_in_pages = True
+            raise ApiFailure(Cause.INVALID, "an unmarked bookmark: the server knows no streaming list")
 
     def _remember(self, version: str) -> None:
         """Note how far we have come; during a list that is nowhere yet."""

@@ -35,6 +35,7 @@ class Followed:
         self.held: Held = {}
         self.events: list[Event] = []
         self.errors: Counter[str] = Counter()
+        self.messages: list[str] = []
         self.arrived = threading.Event()
         self._unmentioned: dict[Kind, set[str]] = {}
         self._lock = threading.Lock()
@@ -45,7 +46,8 @@ class Followed:
             self._apply(event)
         self.arrived.set()
 
-    def on_error(self, cause: str, _message: str) -> None:
+    def on_error(self, cause: str, message: str) -> None:
+        self.messages.append(message)
         self.errors[cause] += 1
 
     def names(self, kind: Kind) -> set[str]:

@@ -77,6 +77,8 @@ def test_a_broken_watch_resumes_where_it_was(
         until(lambda: followed.errors[cause] >= 1)
         assert_converges(followed, api)
 
+    first, second, *_ = [int(query["resourceVersion"]) for query in ours.server.asked("watch", "services")]
+    assert first < second
     assert fault.hits == 1
     assert lists(ours) == 1
     assert followed.count(ListStarted, Kind.SERVICE) == 1
@@ -137,6 +139,45 @@ def test_a_server_without_streaming_lists_is_read_in_pages(
 
     assert len(ours.server.asked("page", "services")) == 2
     assert followed.errors["invalid"] == 0
+
+
+def test_a_busy_server_that_ignores_streaming_is_read_in_pages(
+    ours: OurApiServer, api: ApiDriver, tmp_path: Path
+) -> None:
+    """It is never silent, and its bookmarks end no list; the first of them gives it away."""
+    ours.server.options.streaming = "ignore"
+    ours.server.options.bookmark_s = 0.2
+    with following(ours, tmp_path, replace(QUICK, initial_read_s=60)) as (source, followed):
+        until(lambda: source.is_synced)
+        assert_converges(followed, api)
+
+    assert followed.errors["invalid"] == 3
+    assert followed.count(ListEnded, Kind.SERVICE) == 1
+    assert len([query for query in ours.server.asked("list", "services") if query.get("limit") == "500"]) == 1
+
+
+def test_a_response_that_ends_within_an_event_is_said_to(ours: OurApiServer, api: ApiDriver, tmp_path: Path) -> None:
+    ours.server.faults.add(Fault(Do.END, "services", "stream", after_events=6))
+    with following(ours, tmp_path) as (source, followed):
+        until(lambda: source.is_synced)
+        api.create(WEB, service("late", clusterIP="10.96.2.1"))
+        assert_converges(followed, api)
+
+    assert "Service: the stream ended within an event" in followed.messages
+
+
+@pytest.mark.parametrize(("initial_read_s", "read_s", "timeouts"), [(60, 0.4, True), (0.4, 60, False)])
+def test_list_and_watch_have_timeouts_of_their_own(
+    ours: OurApiServer, api: ApiDriver, tmp_path: Path, initial_read_s: float, read_s: float, timeouts: bool
+) -> None:
+    """Though both are one response."""
+    ours.server.options.bookmark_s = 60
+    with following(ours, tmp_path, replace(QUICK, initial_read_s=initial_read_s, read_s=read_s)) as (source, followed):
+        until(lambda: source.is_synced)
+        quiet_until = time.monotonic() + 1.2
+        until(lambda: followed.errors["timeout"] >= 3 or time.monotonic() > quiet_until)
+
+    assert (followed.errors["timeout"] >= 3) is timeouts
 
 
 def test_gone_as_an_answer_lists_again(ours: OurApiServer, api: ApiDriver, tmp_path: Path) -> None:

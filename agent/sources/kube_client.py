@@ -26,6 +26,7 @@ from kubernetes.config.incluster_config import InClusterConfigLoader
 from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from agent.errors import ConfigError
+from agent.sources.kube_chunks import ChunkedBody
 from agent.sources.kube_failures import ApiFailure, Cause
 from agent.sources.kube_sockets import OpenSockets, tracked_pools
 
@@ -186,6 +187,8 @@ class KubeResponse:
 
     def __init__(self, response: urllib3.HTTPResponse) -> None:
         self._response = response
+        is_plain = response.chunked and not response.headers.get("Content-Encoding")
+        self._chunks = ChunkedBody() if is_plain else None
 
     def __enter__(self) -> Self:
         return self
@@ -195,13 +198,25 @@ class KubeResponse:
             self._response.close()
         self._response.release_conn()
 
-    def read_some(self, size: int = 64 * 1024) -> bytes:
+    def read_some(self, size: int = 256 * 1024) -> bytes:
         """Return what has arrived, up to ``size`` bytes, waiting for the first; empty at the end.
 
-        ``read1`` and not ``stream``, which would wait for a full ``size``.
+        ``read1`` and not ``stream``, which would wait for a full ``size``. Not to be mixed with ``read_all``.
         """
         with translated_failures():
-            return self._response.read1(size)
+            return self._read_chunks(self._chunks, size) if self._chunks else self._response.read1(size)
+
+    def _read_chunks(self, chunks: ChunkedBody, size: int) -> bytes:
+        """Read past http.client, straight from the connection's buffer."""
+        connection = cast("http.client.HTTPResponse", self._response._fp).fp  # noqa: SLF001
+        while not chunks.is_complete:
+            arrived = connection.read1(size)
+            if not arrived:
+                raise http.client.IncompleteRead(b"")
+            content = chunks.feed(arrived)
+            if content:
+                return content
+        return b""
 
     def read_all(self) -> bytes:
         """Return the rest of the body."""

@@ -27,8 +27,10 @@ def _nft_service(population: Population, number: int, addresses: list[str], prot
     """
     choices = ", ".join(f"{index} : {address} . {POD_PORT}" for index, address in enumerate(addresses))
     return [
-        (f"ip daddr {population.cluster_ip(number)} {protocol} dport {SERVICE_PORT} "
-        f"ip saddr != {_POD_RANGE} jump mark-for-masquerade"),
+        (
+            f"ip daddr {population.cluster_ip(number)} {protocol} dport {SERVICE_PORT} "
+            f"ip saddr != {_POD_RANGE} jump mark-for-masquerade"
+        ),
         f"meta l4proto {protocol} dnat ip to numgen random mod {len(addresses)} map {{ {choices} }}",
     ]
 
@@ -163,5 +165,5 @@ PEERS: tuple[tuple[str, Load, Change], ...] = (
 
 
 def repeat(change: Change, population: Population, netns: str, times: int) -> list[float]:
-    """Change the first Service so many times, to and fro; returns seconds each."""
+    """Change the first Service so many times, there and back again; returns seconds each."""
     return [change(population, 0, population.endpoint(0, turn % 2), netns) for turn in range(times)]

@@ -83,5 +83,6 @@ def _load(stage: Stage, pins: Path, maps: tuple[str, ...]) -> int:
     hook = bpf.AttachType.CONNECT4
     pin = pins / "connect4"
     programs = (Program("connect4", bpf.PROG_TYPE_CGROUP_SOCK_ADDR, hook.value, str(pin)),)
-    run_loader(Request(str(source), {}, {name: str(pins / name) for name in maps}, programs))
+    own_maps = {name: str(pins / name) for name in maps}
+    run_loader(Request(str(source), {}, own_maps, programs, os.getpid()))
     return bpf.obj_get(pin)

@@ -130,7 +130,7 @@ class Planner:
         """
         current = {placement.port: placement for placement in self.placements.pop(key, ())}
         kept: list[Placement] = []
-        wanted = list(desired)
+        wanted = sorted(desired, key=lambda want: want.port)  # by rank, as two ports of one number are a conflict too
         for port in current.keys() - {port.port for port in wanted}:
             self._remove(current[port], plan)
         for want in wanted:

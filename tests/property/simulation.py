@@ -1,0 +1,149 @@
+"""An agent without a kernel: the real reconciler over maps in memory, with a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.core.abi import MapSizes
+from agent.core.model import Model
+from agent.core.plan import Placement, Plan
+from agent.core.records import Event
+from agent.kernel.dataplane import DataplaneOptions
+from agent.observe.metrics import Metrics
+from agent.reconciler import Reconciler
+from tests.property.fake_maps import REFUSED, SILENT, Answer, FakeMaps, Invariant
+from tests.property.strategies import NODE_NAME, first_lists
+
+METRICS = Metrics()
+NEVER = 1e12
+FOREVER = 1_000
+
+
+class Crash(BaseException):
+    """The agent dies in the middle of a plan."""
+
+
+class Clock:
+    """Stands for the module ``time`` in the reconciler."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
+class WatchedMaps(FakeMaps):
+    """Maps that check the invariant after every write. ``error`` is what ``fail_after`` raises, where it is not the kernel's."""
+
+    error: BaseException | None = None
+
+    def apply(self, plan: Plan) -> None:
+        invariant = Invariant(self, plan)
+        self.watcher = invariant.check
+        try:
+            super().apply(plan)
+        except Exception:
+            if self.error is not None:
+                raise self.error from None
+            raise
+        finally:
+            self.fail_after = None
+            self.watcher = lambda: None
+
+
+class _Names:
+    def record(self, placements: Iterable[Placement]) -> None:
+        for placement in placements:
+            assert placement.service_id > 0
+
+
+class _Dataplane:
+    layout = "simulated"
+    is_active = False
+
+    def __init__(self, maps: WatchedMaps, sizes: MapSizes) -> None:
+        self.store = maps
+        self.options = DataplaneOptions(None, None, sizes)  # type: ignore[arg-type]
+
+    def activate(self) -> int:
+        self.is_active = True
+        return 0
+
+
+class SimulatedAgent:
+    """A node's maps, which stay, and an agent, which may be restarted. Nothing happens but in ``take`` and ``settle``."""
+
+    def __init__(self, segment_slots: int = 1024, frontend_limit: int = 64) -> None:
+        # The reconciler keeps one frontend for the self-test.
+        self.sizes = MapSizes(frontends=frontend_limit + 1, segments=segment_slots)
+        self.maps = WatchedMaps(segment_slots, frontend_limit + 1)
+        self.start()
+        self.take(first_lists())
+
+    def start(self) -> None:
+        """Start a new agent over the maps as they are; it knows no objects yet."""
+        self.maps.fail_after, self.maps.error = None, None
+        self.model = Model(NODE_NAME)
+        self.reconciler = Reconciler(
+            self.model,
+            _Dataplane(self.maps, self.sizes),  # type: ignore[arg-type]
+            METRICS,
+            _Names(),  # type: ignore[arg-type]
+            sync_period_s=30,
+            drift_period_s=NEVER,
+            on_degraded=lambda *_: None,
+        )
+
+    def restart(self) -> None:
+        """Start a new agent, which is told the objects anew."""
+        told = self.model
+        self.start()
+        self.model.services, self.model.slices, self.model.node = told.services, told.slices, told.node
+        self.model._owner_of_slice = told._owner_of_slice
+        self.model.dirty = {*told.services, *told.slices}
+        self.model.unsynced = set()
+        self.settle()
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Take in a batch of events and do one turn."""
+        for event in events:
+            self.reconciler._take(event)
+        self.reconciler._turn()
+
+    def settle(self) -> None:
+        """Let time pass until nothing is left to do."""
+        for _ in range(FOREVER):
+            CLOCK.now += 31
+            self.reconciler._turn()
+            if self.reconciler._retry_at is None and self.reconciler.planner.allocator.next_wake is None:
+                return
+        raise AssertionError("it never settles")
+
+    def replan_all(self) -> None:
+        """Plan every Service again, though none has changed."""
+        self.model.dirty.update(self.model.services)
+        self.reconciler._turn()
+
+    @property
+    def placed(self) -> dict[bytes, bytes]:
+        """Ids and bases, by frontend."""
+        return dict(self.maps.frontends)
+
+    @property
+    def writes(self) -> int:
+        return self.maps.writes.total()
+
+
+def expected_answers(model: Model) -> dict[bytes, Answer]:
+    """Say what every frontend should answer, thought out without planner and maps: the older Service has its claim."""
+    answers: dict[bytes, Answer] = {}
+    for service in sorted(model.services.values(), key=lambda service: (service.created, service.key)):
+        for want in sorted(model.desired(service.key), key=lambda want: want.port):
+            empty = SILENT if want.inside.is_silent else REFUSED
+            answer = Answer(frozenset(want.inside.slots)) if want.inside.slots else empty
+            for frontend in want.frontends:
+                answers.setdefault(frontend, answer)
+    return answers

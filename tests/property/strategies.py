@@ -1,0 +1,113 @@
+"""Hypothesis strategies for records and events, over a universe small enough that objects meet."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from agent.core.records import (
+    Delete,
+    Event,
+    Family,
+    Kind,
+    ListEnded,
+    ListStarted,
+    Malformed,
+    NodeRecord,
+    ObjectKey,
+    Protocol,
+    ServicePort,
+    ServiceRecord,
+    SlicePort,
+    SliceRecord,
+    Traits,
+    Upsert,
+)
+from tests.builders import addresses
+
+NODE_NAME = "n1"
+SERVICE_KEYS = [ObjectKey("ns", name) for name in ("a", "b", "c", "d")]
+SLICE_KEYS = [ObjectKey("ns", name) for name in ("a-1", "a-2", "b-1", "c-1")]
+CLUSTER_IPS = [addresses(f"10.0.0.{i}") for i in (1, 2, 3)]
+CLUSTER_IPS_V6 = [addresses(f"fd00::{i}") for i in (1, 2)]
+ZONES = ("", "x", "y")
+PODS = {
+    Family.IPV4: [addresses(f"10.1.0.{i}") for i in range(1, 13)],
+    Family.IPV6: [addresses(f"fd01::{i:x}") for i in range(1, 5)],
+}
+_PORT_NAMES = st.sampled_from(["", "http", "admin"])
+_PROTOCOLS = st.sampled_from([Protocol.TCP, Protocol.UDP])
+_CREATED = st.sampled_from(["", "2020-01-01T00:00:00Z", "2021-01-01T00:00:00Z"])
+
+service_keys = st.sampled_from(SERVICE_KEYS)
+slice_keys = st.sampled_from(SLICE_KEYS)
+
+
+# Strategies are made once: made anew at each draw they cost more than what they draw.
+service_ports = st.lists(
+    st.builds(ServicePort, _PORT_NAMES, _PROTOCOLS, st.sampled_from([80, 81])),
+    max_size=3,
+    unique_by=lambda port: (port.name, port.protocol),  # two may have one number, as only a manifest can say
+).map(tuple)
+_cluster_ips = st.tuples(
+    st.sampled_from([*CLUSTER_IPS, None]), st.sampled_from([*CLUSTER_IPS_V6, None, None, None])
+).map(lambda pair: tuple(filter(None, pair)))
+services = st.builds(ServiceRecord, service_keys, _cluster_ips, service_ports, st.booleans(), _CREATED)
+
+traits = st.just(Traits()) | st.builds(
+    Traits,
+    ready=st.booleans(),
+    serving=st.booleans(),
+    terminating=st.booleans(),
+    local=st.booleans(),
+    zones=st.none() | st.frozensets(st.sampled_from(ZONES[1:]), min_size=1),
+    node_hint=st.sampled_from([None, True, False]),
+)
+_slice_ports = st.lists(
+    st.builds(SlicePort, _PORT_NAMES, _PROTOCOLS, st.sampled_from([8080, 8081])),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda port: (port.name, port.protocol),
+).map(tuple)
+_runs = {
+    family: st.lists(
+        st.tuples(traits, st.lists(st.sampled_from(pods), min_size=1, max_size=8, unique=True).map(b"".join)),
+        max_size=3,
+    ).map(tuple)
+    for family, pods in PODS.items()
+}
+slices = st.one_of(
+    *(
+        st.builds(SliceRecord, slice_keys, service_keys, st.just(family), _slice_ports, _runs[family])
+        for family in (Family.IPV4, Family.IPV4, Family.IPV6)
+    )
+)
+nodes = st.builds(NodeRecord, st.sampled_from([NODE_NAME, NODE_NAME, "n2"]), st.sampled_from(ZONES))
+
+_keyed = st.tuples(st.just(Kind.SERVICE), service_keys) | st.tuples(st.just(Kind.ENDPOINT_SLICE), slice_keys)
+changes: st.SearchStrategy[Event] = st.one_of(
+    services.map(Upsert),
+    slices.map(Upsert),
+    slices.map(Upsert),
+    nodes.map(Upsert),
+    _keyed.map(lambda pair: Delete(*pair)),
+    _keyed.map(lambda pair: Malformed(*pair, field="spec", reason="as the test asked")),
+)
+"""One object appears, changes, goes or cannot be read."""
+
+relists: st.SearchStrategy[list[Event]] = st.one_of(
+    *(
+        st.lists(listed.map(Upsert) | changes, max_size=4).map(
+            lambda items, kind=kind: [ListStarted(kind), *items, ListEnded(kind)]
+        )
+        for kind, listed in ((Kind.SERVICE, services), (Kind.ENDPOINT_SLICE, slices))
+    )
+)
+"""A full list of a kind, which changes may interrupt."""
+
+batches: st.SearchStrategy[list[Event]] = st.lists(changes, min_size=1, max_size=5) | relists
+"""Events that the reconciler takes in at once."""
+
+
+def first_lists() -> list[Event]:
+    """Every kind listed, with nothing in it."""
+    return [event(kind) for kind in Kind for event in (ListStarted, ListEnded)]

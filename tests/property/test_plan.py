@@ -1,0 +1,156 @@
+"""Whatever happens, in whatever order: clients are never led astray, and the maps end as the objects say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import agent.reconciler
+from agent.core.records import Event
+from tests.property.simulation import CLOCK, Crash, SimulatedAgent, expected_answers
+from tests.property.strategies import batches
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clock() -> Iterator[None]:
+    """Have the reconciler read the tests' clock, and say nothing."""
+    logging.disable()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agent.reconciler, "time", CLOCK)
+        yield
+    logging.disable(logging.NOTSET)
+
+
+def play(node: SimulatedAgent, histories: list[list[Event]]) -> None:
+    for events in histories:
+        node.take(events)
+
+
+def check_settled(node: SimulatedAgent) -> None:
+    """The maps are as the objects say; planning again, and a restart, write nothing."""
+    node.settle()
+    assert node.maps.answers() == expected_answers(node.model)
+    placed, writes = node.placed, node.writes
+    node.replan_all()
+    assert node.writes == writes, "a plan of what is already there is not empty"
+    assert node.reconciler.planner.differences(node.maps.read_state()) == 0
+    node.restart()
+    assert (node.placed, node.writes) == (placed, writes), "a restart wrote though nothing had changed"
+
+
+@given(st.lists(batches, max_size=8))
+def test_any_sequence_of_events_ends_in_the_maps_of_the_final_objects(histories):
+    node = SimulatedAgent()
+    play(node, histories)
+
+    check_settled(node)
+
+
+@given(st.lists(batches, min_size=1, max_size=6), st.data())
+def test_a_restart_at_any_point_changes_nothing_of_what_is_unchanged(histories, data):
+    node = SimulatedAgent()
+    at = data.draw(st.integers(0, len(histories)))
+    play(node, histories[:at])
+    answers, placed = node.maps.answers(), node.placed
+
+    node.restart()
+    assert (node.maps.answers(), node.placed) == (answers, placed)
+    play(node, histories[at:])
+
+    check_settled(node)
+
+
+@given(st.lists(batches, min_size=1, max_size=6), batches)
+def test_an_agent_that_starts_over_other_objects_keeps_what_is_unchanged(histories, missed):
+    node = SimulatedAgent()
+    play(node, histories)
+    node.settle()
+    before, placed = node.maps.answers(), node.placed
+
+    for event in missed:  # while no agent ran
+        node.model.apply(event)
+    node.restart()
+
+    after = expected_answers(node.model)
+    assert node.maps.answers() == after
+    for frontend in before.keys() & after.keys():
+        if before[frontend] == after[frontend] and before[frontend].backends:
+            assert node.placed[frontend] == placed[frontend]
+    check_settled(node)
+
+
+FAILURES = st.lists(
+    st.tuples(batches, st.none() | st.tuples(st.integers(0, 12), st.booleans())), min_size=1, max_size=6
+)
+
+
+@given(FAILURES)
+def test_a_plan_that_is_cut_short_anywhere_is_made_good(histories):
+    """Cut short by a write that the kernel refuses (the agent recovers), or by the agent's death."""
+    node = SimulatedAgent()
+    for events, failure in histories:
+        if failure is not None:
+            node.maps.fail_after, dies = failure
+            node.maps.error = Crash() if dies else None
+        try:
+            node.take(events)
+        except Crash:
+            node.restart()
+
+    check_settled(node)
+
+
+@given(st.lists(batches, min_size=1, max_size=8), st.sampled_from([8, 16, 24]), st.sampled_from([1, 2, 4]))
+def test_maps_that_are_full_cost_only_what_does_not_fit(histories, segment_slots, frontend_limit):
+    node = SimulatedAgent(segment_slots, frontend_limit)
+    for events in histories:
+        node.take(events)
+        check_degraded(node)
+    node.settle()
+
+    check_degraded(node)
+    placed, writes = node.placed, node.writes
+    node.replan_all()
+    assert (node.placed, node.writes) == (placed, writes)
+
+
+def check_degraded(node: SimulatedAgent) -> None:
+    """Nothing leads to a backend that is gone; what is not as desired is of a Service that says so."""
+    assert len(node.maps.frontends) <= node.sizes.frontends
+    planner, expected = node.reconciler.planner, expected_answers(node.model)
+    degraded = {service for service, _ in planner.degraded}
+    for key in node.model.services:
+        for want in node.model.desired(key):
+            for frontend in want.frontends:
+                answer = node.maps.answer(frontend)
+                if key not in degraded and not any(
+                    frontend in other.frontends and other.service in degraded
+                    for ports in planner.placements.values()
+                    for other in ports
+                ):
+                    assert answer == expected[frontend]
+    for frontend, answer in node.maps.answers().items():
+        assert frontend in expected, "a frontend nobody wants"
+        assert answer.backends <= expected[frontend].backends or degraded
+
+
+@given(st.lists(batches, min_size=1, max_size=8))
+def test_recovery_when_there_is_room_again(histories):
+    """In maps that were too small, everything fits once the Services that crowd them are gone."""
+    node = SimulatedAgent(segment_slots=16, frontend_limit=3)
+    play(node, histories)
+    for key in sorted(node.model.services)[1:]:
+        del node.model.services[key]
+        node.model.dirty.add(key)
+    node.settle()
+    node.settle()
+    answers = expected_answers(node.model)
+    needed = sum(1 << len(answer.backends).bit_length() for answer in answers.values() if answer.backends)
+
+    if needed <= 8 and len(answers) <= 3:
+        assert node.maps.answers() == answers
+        assert not [reason for reason in node.reconciler.planner.degraded.values() if "full" in reason]

@@ -158,6 +158,7 @@ class RealApiServer:
             f"--cert-dir={self._directory / 'certs'}",
             f"--token-auth-file={self._directory / 'tokens.csv'}",
             "--authorization-mode=RBAC",
+            "--allow-privileged=true",  # as kubeadm and kind start it
             "--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112",
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",

@@ -1,0 +1,64 @@
+"""A bpffs and a cgroup of the test's own; both are gone when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.core.abi import MapSizes, map_specs
+from agent.kernel import bpffs as mounts
+from agent.kernel.cgroup import find_cgroup_root
+from agent.kernel.maps import MapStore
+from tests.requirements import require_root
+
+SIZES = MapSizes(frontends=64, segments=256, socket_origins=64, peer_origins=64)
+SPECS = map_specs(SIZES)
+_libc = ctypes.CDLL(None, use_errno=True)
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def bpf_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    require_root()
+    point = tmp_path_factory.mktemp("bpffs")
+    mounts.ensure_mounted(point)
+    yield point
+    shutil.rmtree(point, ignore_errors=True)
+    _libc.umount2(bytes(point), 2)
+
+
+@pytest.fixture
+def bpffs(bpf_mount: Path) -> Iterator[Path]:
+    """Give an empty directory in a bpffs."""
+    directory = bpf_mount / f"test{next(_numbers)}"
+    directory.mkdir()
+    yield directory
+    for pin in sorted(directory.glob("**/links/*")):
+        pin.unlink()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """Give an empty cgroup below the machine's root, with nothing attached."""
+    require_root()
+    directory = find_cgroup_root().path / f"ebproxy-test-{os.getpid()}-{next(_numbers)}"
+    directory.mkdir()
+    yield directory
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()
+
+
+@pytest.fixture
+def store(bpffs: Path) -> Iterator[MapStore]:
+    """Give the maps of one layout, small."""
+    opened = MapStore.open(bpffs / "maps", SPECS)
+    yield opened
+    opened.close()

@@ -104,7 +104,7 @@ def test_the_account_may_do_nothing_else(api: RealApiServer, token: str, method:
 def test_every_overlay_is_valid(admin: ApiDriver, overlay: str) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl: nothing builds the kustomizations")
-    command = ["kubectl", "kustomize", BASE.parent / "overlays" / overlay]
+    command = ["kubectl", "kustomize", str(BASE.parent / "overlays" / overlay)]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     for item in yaml.safe_load_all(rendered):
         admin.request("POST", COLLECTIONS[item["kind"]], item, fieldValidation="Strict", dryRun="All")

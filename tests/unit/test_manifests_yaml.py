@@ -92,8 +92,8 @@ class TestRbac:
 
     def test_grants_what_is_used_and_nothing_else(self) -> None:
         watched = [resource.path.split("/") for resource in resources("node")]
-        groups = {"api": lambda path: "", "apis": lambda path: path[2]}
-        used = {(groups[path[1]](path), path[-1], verb) for path in watched for verb in ("list", "watch")}
+        groups = {path[-1]: path[2] if path[1] == "apis" else "" for path in watched}
+        used = {(group, name, verb) for name, group in groups.items() for verb in ("list", "watch")}
 
         assert used | {("", "events", "create")} == self.granted()
 

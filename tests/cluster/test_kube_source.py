@@ -117,8 +117,8 @@ def test_a_warning_becomes_an_event(shared_api: AnyApiServer, namespace: str, tm
 
     assert recorder.warn(key, "MapFull", "no room for 12 backends")
     assert not recorder.warn(key, "MapFull", "no room for 12 backends")
+    found = until(lambda: api.get(f"/api/v1/namespaces/{namespace}/events")["items"], 20, "the event")
     recorder.stop()
-    found = api.get(f"/api/v1/namespaces/{namespace}/events")["items"]
     client.close()
 
     assert [(event["reason"], event["involvedObject"]["name"], event["type"]) for event in found] == [

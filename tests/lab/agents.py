@@ -38,7 +38,7 @@ class Agent:
     """One node's agent.
 
     ``manifests``: the directory it reads, unless ``flags`` name another source. ``config``: fields of its configuration
-    file, taken at each start. ``wrapper``: a command that runs the agent's; an empty ``cgroup_root``: it is to be found.
+    file, taken at each start. ``wrapper``: a command that runs the agent's. No ``cgroup_root``: it is to be found.
     """
 
     def __init__(

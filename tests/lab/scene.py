@@ -61,7 +61,9 @@ class Scene:
         number = self._numbers.setdefault(name, len(self._numbers) + 1)
         return f"10.96.1.{number}", f"fd00:10:96::1:{number:x}"
 
-    def write(self, name: str, backends: Sequence[Backend], ports: Sequence[Port] = WEB, **spec: Any) -> tuple[str, str]:
+    def write(
+        self, name: str, backends: Sequence[Backend], ports: Sequence[Port] = WEB, **spec: Any
+    ) -> tuple[str, str]:
         """Write the file of a dual-stack Service, and return its ClusterIPs."""
         slices = [self.slice(name, backends, ports, family) for family in (4, 6)]
         self.manifests.write(name, service(name, self.ips(name), ports, **spec), *slices)

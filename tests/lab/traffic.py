@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from tests.lab.processes import Place, end, program
 
 MODES = ("tcp", "udp", "udp-unconnected")
+_ANSWER_LIMIT_S = 5.0
 
 
 class Answer(NamedTuple):
@@ -40,9 +41,9 @@ class Client:
     def __init__(self, place: Place) -> None:
         self._process = place.start(*program("probe"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def ask(self, mode: str, address: str, port: int, family: int | None = None) -> Answer:
-        """Ask a server once, from a new socket; ``family`` is the socket's own, that of the address by default."""
-        return Answer.read(self._request("exchange", mode, family or family_of(address), address, port))
+    def ask(self, mode: str, address: str, port: int, limit_s: float = _ANSWER_LIMIT_S) -> Answer:
+        """Ask a server once, from a new socket; ``::ffff:a.b.c.d`` makes it an IPv6 one."""
+        return Answer.read(self._request("exchange", mode, family_of(address), address, port, limit_s))
 
     def ask_often(self, mode: str, address: str, port: int, count: int) -> list[Answer]:
         """Ask ``count`` times, each from a new socket."""

@@ -40,7 +40,7 @@ def test_cleanup_leaves_nothing(make_scene):
     until(lambda: all(is_gone(map_fd_by_id, ident) for ident in maps), "the maps are gone")
     assert not scene.agent.state_dir.exists()
     assert str(scene.agent.bpffs) not in Path("/proc/mounts").read_text(encoding="utf-8")
-    assert [] == list(scene.agent.bpffs.glob("*"))
+    assert list(scene.agent.bpffs.glob("*")) == []
     assert scene.host.ask("tcp", ips[0], 80).error == "ENETUNREACH"
 
 
@@ -48,7 +48,7 @@ def test_cleanup_with_nothing_there_succeeds(make_scene):
     scene = make_scene(web=1)
     scene.agent.stop()
 
-    assert [0, 0] == [scene.agent.cli("cleanup").returncode for _ in range(2)]
+    assert [scene.agent.cli("cleanup").returncode for _ in range(2)] == [0, 0]
 
 
 def test_cleanup_while_an_agent_runs_is_refused(scene, name):
@@ -81,7 +81,7 @@ def test_a_lab_leaves_nothing(make_scene):
 
     scene.lab.close()
 
-    assert [] == leftovers.find(directory)
+    assert leftovers.find(directory) == []
 
 
 def test_what_a_killed_run_left_is_swept(tmp_path):
@@ -98,4 +98,4 @@ def test_what_a_killed_run_left_is_swept(tmp_path):
     swept = leftovers.sweep()
 
     assert directory.name in swept
-    assert [] == leftovers.find(directory)
+    assert leftovers.find(directory) == []

@@ -44,7 +44,7 @@ def test_sockets_that_collide_all_know_what_they_asked_for(tiny, protocol, famil
     assert now_spilled - spilled >= SOCKETS - 2
     for sock, _ in opened:
         sock.close()
-    assert (0, 0) == taken(tiny.agent)
+    assert taken(tiny.agent) == (0, 0)
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -123,7 +123,7 @@ def test_a_datagram_socket_stays_with_its_backend(scene, name, family):
     address = scene.publish(name, scene.web)[family == 6]
     sock = scene.pod.open("udp", family)
 
-    assert 1 == len({sock.ask_at(address, 80) for _ in range(20)})
+    assert len({sock.ask_at(address, 80) for _ in range(20)}) == 1
     sock.close()
 
 

@@ -160,7 +160,7 @@ def test_local_traffic_policy_stays_on_the_node(scene, name, place, mode):
     ips = scene.write(name, [scene.web[0], *REMOTE], internalTrafficPolicy="Local")
     scene.wait_for(name, 1)
 
-    assert {"web-1": 30} == scene.clients[place].spread(mode, ips[0], 80, 30)
+    assert scene.clients[place].spread(mode, ips[0], 80, 30) == {"web-1": 30}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -190,7 +190,7 @@ def test_a_replaced_endpoint_answers_in_the_place_of_the_old(scene, name):
 
     at = until(lambda: scene.pod.ask("tcp", ips[0], 80).name == "web-2", "the new one answers")
     assert at
-    assert {"web-2": 20} == scene.pod.spread("tcp", ips[0], 80, 20)
+    assert scene.pod.spread("tcp", ips[0], 80, 20) == {"web-2": 20}
 
 
 def test_a_held_connection_outlives_changes_of_its_service(scene, name):
@@ -236,7 +236,7 @@ def test_the_older_of_two_services_keeps_a_shared_address(scene, name):
     scene.manifests.remove(f"{name}-a")
     until(lambda: scene.pod.ask("tcp", ip, 80).name == "web-2", "the younger one has it back")
     scene.manifests.remove(f"{name}-b")
-    until(lambda: scene.agent.is_settled(), "nothing is degraded any more")
+    until(scene.agent.is_settled, "nothing is degraded any more")
 
 
 def test_a_process_of_the_node_may_be_a_backend(scene, name):
@@ -248,7 +248,7 @@ def test_a_process_of_the_node_may_be_a_backend(scene, name):
     scene.wait_for(name, 1, port)
 
     for client in scene.clients.values():
-        assert ["on-the-host"] * 2 == [client.ask("tcp", ip, 443).name for ip in ips]
+        assert [client.ask("tcp", ip, 443).name for ip in ips] == ["on-the-host"] * 2
 
 
 def test_a_pod_reaches_itself_through_its_service(scene, name):
@@ -258,7 +258,7 @@ def test_a_pod_reaches_itself_through_its_service(scene, name):
     answers = [client.ask(mode, ip, 80) for mode in MODES for ip in ips]
 
     client.close()
-    assert ["web-1"] * 6 == [answer.name for answer in answers]
+    assert [answer.name for answer in answers] == ["web-1"] * 6
 
 
 def test_both_protocols_share_a_port_and_not_their_backends(scene, name):
@@ -272,4 +272,4 @@ def test_both_protocols_share_a_port_and_not_their_backends(scene, name):
     scene.agent.wait_for(f"{ip}:80/TCP", 1)
     scene.agent.wait_for(f"{ip}:80/UDP", 1)
 
-    assert ["web-1", "web-2", "web-2"] == [scene.pod.ask(mode, ip, 80).name for mode in MODES]
+    assert [scene.pod.ask(mode, ip, 80).name for mode in MODES] == ["web-1", "web-2", "web-2"]

@@ -106,8 +106,7 @@ class MapSizes:
 def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
     """Every map of ``bpf/maps.h``, at these sizes."""
     return (
-        # One more than Services may take: the agent's self-test plants one, also where Services took all.
-        MapSpec("frontends", MapKind.HASH, FRONTEND_KEY, FRONTEND, sizes.frontends + 1),
+        MapSpec("frontends", MapKind.HASH, FRONTEND_KEY, FRONTEND, sizes.frontends),
         MapSpec("segments", MapKind.ARRAY, U32, SLOT, sizes.segments),
         MapSpec("socket_origins", MapKind.ARRAY, U32, ORIGIN, sizes.socket_origins, carries_over=True),
         MapSpec("peer_origins", MapKind.LRU_HASH, PEER_KEY, PEER_ORIGIN, sizes.peer_origins, carries_over=True),

@@ -33,10 +33,10 @@ def is_loud(agent, service, map_name):
 
 
 def test_frontends_are_full(make_scene):
-    """Room for four: two families of one Service of two ports."""
-    scene = make_scene(mapSizes=SIZES | {"frontends": 4})
+    """Room for four, two families of one Service of two ports, and for the self-test's one."""
+    scene = make_scene(mapSizes=SIZES | {"frontends": 5})
     first = scene.publish("first", scene.web)
-    assert scene.agent.metric("ebproxy_map_pressure", map="frontends") == 1
+    assert scene.agent.metric("ebproxy_map_entries", map="frontends") == 4
 
     second = scene.write("second", scene.web[:1])
 
@@ -98,8 +98,9 @@ def test_segments_are_full_for_a_service_that_grows(crowded):
     assert {"web-2", "web-3"} == set(crowded.host.spread("tcp", ip, 80, 40))
 
 
-def test_a_full_map_survives_a_restart(make_scene):
-    scene = make_scene(mapSizes=SIZES | {"frontends": 4})
+def test_an_agent_starts_again_where_the_map_is_full(make_scene):
+    """Its self-test plants a frontend, for which there must be room."""
+    scene = make_scene(mapSizes=SIZES | {"frontends": 5})
     first = scene.publish("first", scene.web)
     scene.write("second", scene.web[:1])
     assert is_loud(scene.agent, "second", "frontends")

@@ -139,7 +139,7 @@ def test_status_waits_until_everything_is_programmed(make_scene):
 
 def test_status_does_not_wait_for_ever(make_scene):
     """A Service that does not fit is not programmed."""
-    scene = make_scene(web=1, mapSizes={"frontends": 4, "segments": 64, "socketOrigins": 64, "peerOrigins": 64})
+    scene = make_scene(web=1, mapSizes={"frontends": 5, "segments": 64, "socketOrigins": 64, "peerOrigins": 64})
     scene.publish("first", scene.web)
     scene.write("second", scene.web)
     until(lambda: scene.agent.status()["degraded"], "the second is degraded")

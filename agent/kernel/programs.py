@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -103,19 +104,26 @@ def _open(pins: Path, store: MapStore) -> dict[bpf.AttachType, int] | None:
 
 
 def _load(pins: Path, directory: Path, specs: tuple[MapSpec, ...], options: ProgramOptions) -> None:
-    pins.mkdir(exist_ok=True)
-    for stale in pins.iterdir():
-        stale.unlink()
+    """Have the programs loaded and pinned. They take their place once their layouts are known to be the agent's."""
+    fresh = pins.with_name(f"new_{pins.name}")
+    for stale in filter(Path.exists, (fresh, pins)):
+        shutil.rmtree(stale)
+    fresh.mkdir()
     request = Request(
         source=str(BPF_SOURCES / "sock.c"),
         defines=options.defines(),
         maps={spec.name: str(directory / spec.name) for spec in specs},
         programs=tuple(
-            Program(hook.name.lower(), _program_type(hook), hook.value, str(pins / hook.name.lower()))
+            Program(hook.name.lower(), _program_type(hook), hook.value, str(fresh / hook.name.lower()))
             for hook in SOCKET_HOOKS
         ),
     )
-    _check_layouts(run_loader(request), specs)
+    try:
+        _check_layouts(run_loader(request), specs)
+        fresh.rename(pins)
+    except LoaderError:
+        shutil.rmtree(fresh)
+        raise
 
 
 def _program_type(hook: bpf.AttachType) -> int:

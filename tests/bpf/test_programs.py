@@ -1,0 +1,210 @@
+"""The programs: they compile, verify and load in every variant, over our maps; what is wrong is said and refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.core.abi import FRONTEND, FRONTEND_KEY, MapSpec, _layout
+from agent.errors import LoaderError
+from agent.kernel import bpf, programs
+from agent.kernel.loader import Report, Request
+from agent.kernel.maps import MapStore
+from agent.kernel.programs import SOCKET_HOOKS, ProgramOptions, open_or_load, run_loader
+from tests.bpf.conftest import SIZES, SPECS
+
+OPTIONS = ProgramOptions(SIZES.socket_origins)
+VARIANTS = [
+    pytest.param(ProgramOptions(SIZES.socket_origins, remember_peer=peer, host_netns=netns), id=f"{name}-{where}")
+    for peer, name in ((True, "remember-peer"), (False, "forget-peer"))
+    for netns, where in ((None, "all"), (2**63 + 5, "host"))
+]
+
+
+def load(store: MapStore, directory: Path, options: ProgramOptions = OPTIONS, specs: tuple[MapSpec, ...] = SPECS):
+    """Load, close the descriptors again, and return what the kernel says of each program."""
+    opened = open_or_load(directory, store, specs, options)
+    infos = {hook: bpf.prog_info(fd) for hook, fd in opened.items()}
+    for fd in opened.values():
+        os.close(fd)
+    return infos
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a copy of the C sources to spoil."""
+    copy = tmp_path / "bpf"
+    shutil.copytree(programs.BPF_SOURCES, copy)
+    monkeypatch.setattr(programs, "BPF_SOURCES", copy)
+    return copy
+
+
+def spoil(path: Path, old: str, new: str) -> int:
+    """Replace a piece of a source; returns the number of its line."""
+    text = path.read_text()
+    assert text.count(old) == 1, old
+    path.write_text(text.replace(old, new))
+    return text[: text.index(old)].count("\n") + 1
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_every_variant_passes_the_verifier_over_our_maps(store, bpffs, options):
+    infos = load(store, bpffs / "maps", options)
+
+    assert list(infos) == list(SOCKET_HOOKS)
+    ours = {opened.info.id for opened in store.maps.values()}
+    for hook, info in infos.items():
+        is_release = hook is bpf.AttachType.SOCK_RELEASE
+        assert info.type == (bpf.PROG_TYPE_CGROUP_SOCK if is_release else bpf.PROG_TYPE_CGROUP_SOCK_ADDR)
+        assert info.name == hook.name.lower()
+        assert info.map_ids
+        assert ours.issuperset(info.map_ids)
+    assert store.maps["frontends"].info.id in infos[bpf.AttachType.CONNECT4].map_ids
+    assert "bcc" not in sys.modules
+
+
+def test_no_two_variants_share_their_pins():
+    digests = {programs.pins_of(Path("/"), *param.values) for param in VARIANTS}
+
+    assert len(digests) == len(VARIANTS)
+
+
+def test_what_is_pinned_is_adopted(store, bpffs):
+    first = load(store, bpffs / "maps")
+
+    assert load(store, bpffs / "maps") == first
+
+
+def test_other_sources_make_other_programs(store, bpffs, sources):
+    first = load(store, bpffs / "maps")
+    with (sources / "lb.h").open("a") as header:
+        header.write("/* changed */\n")
+
+    assert not {info.id for info in load(store, bpffs / "maps").values()} & {info.id for info in first.values()}
+
+
+def test_one_program_missing_loads_all_anew(store, bpffs):
+    load(store, bpffs / "maps")
+    (programs.pins_of(bpffs / "maps", OPTIONS) / "connect6").unlink()
+
+    assert len(load(store, bpffs / "maps")) == len(SOCKET_HOOKS)
+
+
+def test_programs_over_maps_that_were_replaced_are_not_used_again(store, bpffs):
+    first = load(store, bpffs / "maps")
+    (bpffs / "maps" / "segments").unlink()
+    replaced = MapStore.open(bpffs / "maps", SPECS)
+    second = load(replaced, bpffs / "maps")
+
+    connect = bpf.AttachType.CONNECT4
+    assert replaced.maps["segments"].info.id in second[connect].map_ids
+    assert store.maps["segments"].info.id not in second[connect].map_ids
+    assert second[connect].id != first[connect].id
+    replaced.close()
+
+
+def test_a_layout_that_is_not_the_programs_is_refused_each_time(store, bpffs):
+    """Programs that were refused once must not be found pinned by the next agent."""
+    wrong = _layout("frontend", service="I", inside="Q", outside="Q")
+    specs = tuple(replace(spec, value=wrong) if spec.name == "frontends" else spec for spec in SPECS)
+
+    for _ in range(2):
+        with pytest.raises(LoaderError, match="map frontends: the value frontend is"):
+            load(store, bpffs / "maps", specs=specs)
+    assert not list((bpffs / "maps").glob("*programs*"))
+
+
+@pytest.fixture(scope="module")
+def report(bpf_mount: Path) -> Iterator[Report]:
+    """Give what the loader says of our layouts."""
+    maps = MapStore.open(bpf_mount / "report", SPECS)
+    pins = {spec.name: str(bpf_mount / "report" / spec.name) for spec in SPECS}
+    yield run_loader(Request(str(programs.BPF_SOURCES / "sock.c"), OPTIONS.defines(), pins, ()))
+    maps.close()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_the_compiler_lays_out_keys_and_values_as_the_agent_packs_them(report, spec):
+    for ours, theirs in zip((spec.key, spec.value), report.layouts[spec.name], strict=True):
+        assert [tuple(field) for field in ours.fields] == list(theirs.fields)
+        assert ours.size == theirs.size
+
+
+@pytest.mark.parametrize(
+    ("map_name", "role", "layout"),
+    [
+        pytest.param("frontends", "value", replace(FRONTEND, fields=FRONTEND.fields[::-1]), id="order"),
+        pytest.param("frontends", "key", replace(FRONTEND_KEY, packer=struct.Struct("=24x")), id="size"),
+        pytest.param("segments", "key", _layout("u32", value="H"), id="scalar"),
+        pytest.param("peer_origins", "value", _layout("peer_origin", address="16s", door="2s", pad="H"), id="name"),
+    ],
+)
+def test_the_first_difference_of_layouts_is_named(report, map_name, role, layout):
+    specs = tuple(replace(spec, **{role: layout}) if spec.name == map_name else spec for spec in SPECS)
+
+    with pytest.raises(LoaderError, match=rf"map {map_name}: the {role} {layout.name} is"):
+        programs._check_layouts(report, specs)
+
+
+def test_a_struct_changed_in_c_alone_is_refused(store, bpffs, sources):
+    spoil(sources / "types.h", "	u32 affinity_timeout;", "	u32 affinity_timeout_s;")
+
+    with pytest.raises(LoaderError, match="map frontends: the value frontend"):
+        load(store, bpffs / "maps")
+
+
+@pytest.mark.parametrize(
+    ("header", "old", "new", "words"),
+    [
+        pytest.param("lb.h", "	u32 index;\n", "	u32 index\n", "expected ';'", id="syntax"),
+        pytest.param("origin.h", "slot->cookie = 0;", "slot->cookies = 0;", "no member named 'cookies'", id="name"),
+        pytest.param("lb.h", "	u32 index;\n", "	u32 index, spare;\n", "unused variable 'spare'", id="warning"),
+        pytest.param("sock.c", '#include "lb.h"', "#error stop here", "stop here", id="in-the-main-file"),
+    ],
+)
+def test_what_the_compiler_refuses_is_said_with_file_and_line(store, bpffs, sources, header, old, new, words):
+    line = spoil(sources / header, old, new)
+
+    with pytest.raises(LoaderError, match=rf"{header}:{line}:\d+: .*{words}"):
+        load(store, bpffs / "maps")
+
+
+def test_what_the_verifier_refuses_is_said_with_file_and_line(store, bpffs, sources):
+    spoil(sources / "lb.h", "	if (!slot)\n		return LB_REJECT;\n	if (!slot->count)", "	if (!slot->count)")
+
+    with pytest.raises(LoaderError) as raised:
+        load(store, bpffs / "maps")
+
+    assert "map_value_or_null" in str(raised.value)
+    assert re.search(r"slot->flags.*lb\.h:\d+", str(raised.value)), "no line of the source"
+
+
+def test_after_an_error_the_next_attempt_starts_clean(store, bpffs, sources):
+    spoil(sources / "sock.c", "int recvmsg4(struct bpf_sock_addr *ctx)", "int recvmsg4(void *ctx, #")
+    with pytest.raises(LoaderError):
+        load(store, bpffs / "maps")
+    shutil.copy(Path(programs.__file__).parents[2] / "bpf" / "sock.c", sources / "sock.c")
+
+    assert len(load(store, bpffs / "maps")) == len(SOCKET_HOOKS)
+
+
+def test_a_compiler_that_hangs_is_given_up(store, bpffs, monkeypatch):
+    monkeypatch.setattr(programs, "COMPILE_LIMIT_S", 0.05)
+
+    with pytest.raises(LoaderError, match="took longer"):
+        load(store, bpffs / "maps")
+
+
+def test_no_part_of_the_agent_but_the_loader_imports_bcc():
+    code = "import sys, agent.__main__, agent.app, agent.kernel.dataplane; sys.exit('bcc' in sys.modules)"
+
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -110,7 +110,8 @@ def active_layout(bpffs_directory: Path) -> Path | None:
     attached = attach.attached_programs(root / LINKS)
     used = {ident for program in attached.values() for ident in program.map_ids}
     for directory in found:
-        with attach.closing(bpf.obj_get(directory / "frontends")) as fd:
+        # A layout that was cut short while it was made has no maps yet.
+        with contextlib.suppress(FileNotFoundError), attach.closing(bpf.obj_get(directory / "frontends")) as fd:
             if bpf.map_info(fd).id in used:
                 return directory
     return found[0] if len(found) == 1 else None

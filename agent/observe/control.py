@@ -24,9 +24,12 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         question = self.rfile.readline(4096).decode("utf-8", "replace").strip()
+        if not question:
+            return  # doctor only looks whether an agent is there
         answer = self.answers.get(question)
         body = {"answer": answer()} if answer else {"error": f"no such question: {question}"}
-        self.wfile.write(json.dumps(body).encode())
+        with contextlib.suppress(BrokenPipeError):  # who asked does not wait any more
+            self.wfile.write(json.dumps(body).encode())
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):

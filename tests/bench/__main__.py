@@ -18,7 +18,6 @@ from rich.console import Console
 from agent.errors import EbproxyError
 from tests.bench.errors import BenchError
 from tests.bench.report import print_table, write_json
-from tests.bench.result import Result
 from tests.bench.run import GOALS, Run
 from tests.bench.scale import FULL, QUICK, TINY, Scale
 from tests.bench.stage import Stage
@@ -26,13 +25,14 @@ from tests.bench.stage import Stage
 OUTPUT = Path(__file__).resolve().parents[2] / "build" / "bench"
 
 
-def measure(scale: Scale, goals: frozenset[str], output: Path, console: Console) -> list[Result]:
-    """Measure the goals and write results.json and plots to a directory. Raises: BenchError."""
+def measure(scale: Scale, goals: frozenset[str], output: Path, console: Console) -> list[str]:
+    """Measure the goals, write results.json and plots to a directory; returns what could not be measured, and why."""
     output.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())
     with Stage() as stage:
-        results = Run(stage, scale, goals, output, console).everything()
+        run = Run(stage, scale, goals, output, console)
+        results = run.everything()
     facts = {
         "kernel": os.uname().release,
         "cpus": len(os.sched_getaffinity(0)),
@@ -40,12 +40,13 @@ def measure(scale: Scale, goals: frozenset[str], output: Path, console: Console)
         "seconds": round(time.monotonic() - begun, 1),
         "is_full": scale.is_full,
         "goals": sorted(goals),
+        "failures": run.failures,
     }
     results.sort(key=lambda result: (int(result.name.split()[0][1:]), len(result.name.split())))
     write_json(results, facts, output / "results.json")
     print_table(results, facts, console)
     console.print(f"written to {output}")
-    return results
+    return run.failures
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -72,12 +73,14 @@ def main(argv: list[str] | None = None) -> int:
         print("bench: needs root, for namespaces, cgroups and BPF", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, _end)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     try:
-        measure(arguments.scale, goals, arguments.output, Console(width=150 if not sys.stdout.isatty() else None))
+        failures = measure(arguments.scale, goals, arguments.output, console)
     except (BenchError, EbproxyError, OSError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+        failures = [str(error)]
+    for failure in failures:
+        print(f"bench: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

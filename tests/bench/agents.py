@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.core.abi import layout_id, map_specs
 from agent.errors import AgentUnreachable
 from agent.kernel import bpf
 from agent.observe.control import ask
@@ -26,7 +25,7 @@ _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 20.0
 
 
-def until(condition: Callable[[], T], limit_s: float, what: str, every_s: float = 0.002) -> T:
+def until(condition: Callable[[], T | None], limit_s: float, what: str, every_s: float = 0.002) -> T:
     """Poll until something is true and return it. Raises: BenchError."""
     deadline = time.monotonic() + limit_s
     while not (value := condition()):
@@ -51,7 +50,6 @@ class Agent:
         config = self._directory / "config.yaml"
         config.write_text(f"mapSizes: {{frontends: {sizes.frontends}, segments: {sizes.segments}}}\n")
         (self._directory / "kubeconfig").write_text(kubeconfig(feed.url))
-        self.maps_directory = self._bpffs / "ebproxy" / layout_id(map_specs(sizes))
         self._process: subprocess.Popen[bytes] | None = None
         ends.callback(self.kill)
 
@@ -84,9 +82,12 @@ class Agent:
 
     def open_map(self, name: str) -> bpf.Map:
         """Open one of its maps, as soon as it is there."""
-        path = self.maps_directory / name
-        until(lambda: self._is_there(path), _START_LIMIT_S, f"the agent pins {path}")
-        return bpf.Map(bpf.obj_get(path))
+        return bpf.Map(bpf.obj_get(until(lambda: self._pin(name), _START_LIMIT_S, f"the agent pins {name}")))
+
+    def map_names(self) -> list[str]:
+        """Name its maps."""
+        layout = until(lambda: self._pin("frontends"), _START_LIMIT_S, "the agent pins its maps").parent
+        return sorted(pin.name for pin in layout.iterdir() if pin.is_file())
 
     def kill(self) -> None:
         """Kill it as `kill -9` does; what it programmed stays."""
@@ -126,9 +127,9 @@ class Agent:
         except AgentUnreachable:
             return False
 
-    def _is_there(self, path: Path) -> bool:
+    def _pin(self, name: str) -> Path | None:
         self._check_alive()
-        return path.exists()
+        return next(self._bpffs.glob(f"ebproxy/*/{name}"), None)
 
     def _check_alive(self) -> None:
         if self._process and self._process.poll() is not None:

@@ -17,12 +17,14 @@ from tests.bench.stage import Stage
 
 def sizes_for(population: Population) -> MapSizes:
     """The default sizes, or larger ones where the Services would not fit."""
-    slots = (population.services + 1) * (1 << population.endpoints.bit_length())
+    # One UDP port, and the block that the shared empty segments are in.
+    segments = population.services + 2
+    slots = segments << population.endpoints.bit_length()
     default = MapSizes()
     return dataclasses.replace(
         default,
         frontends=max(default.frontends, population.services * 2),
-        segments=max(default.segments, slots + 2),
+        segments=max(default.segments, slots),
     )
 
 

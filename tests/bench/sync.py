@@ -108,9 +108,9 @@ def residency(agent: Agent, population: Population) -> list[Result]:
 def map_memory(agent: Agent) -> Result:
     """G12: what the kernel charges for the maps."""
     sizes = {}
-    for pin in sorted(path for path in agent.maps_directory.iterdir() if path.is_file()):
-        opened = agent.open_map(pin.name)
-        sizes[pin.name] = fdinfo(opened.fd, "memlock") / _MIB**2
+    for name in agent.map_names():
+        opened = agent.open_map(name)
+        sizes[name] = fdinfo(opened.fd, "memlock") / _MIB**2
         opened.close()
     total = sum(sizes.values())
     figures = {f"{name} MiB": round(size, 2) for name, size in sizes.items()}

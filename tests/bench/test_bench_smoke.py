@@ -23,7 +23,8 @@ PLOTS = ("connect.png", "connect-overhead.png", "sync.png", "change.png")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that a tiny bench of every goal has written to."""
     directory = tmp_path_factory.mktemp("bench")
-    measure(TINY, GOALS, directory, Console(quiet=True))
+    failures = measure(TINY, GOALS, directory, Console(quiet=True))
+    assert failures == []
     return directory
 
 

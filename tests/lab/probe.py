@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 _LIMIT_S = 5.0
+_ATTEMPT_LIMIT_S = 0.05
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER 0: no TIME_WAIT, so no lack of local ports
 
@@ -62,7 +63,8 @@ def first_reply(mode: str, family: int, address: str, port: int, names: list[str
     """Ask until one of these servers answers; returns the monotonic time of that, None after ``limit_s``."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
-        if exchange(mode, family, address, port).get("name") in names:
+        # A short limit: until it is a service's, nobody answers at the address.
+        if exchange(mode, family, address, port, _ATTEMPT_LIMIT_S).get("name") in names:
             return time.monotonic()
     return None
 

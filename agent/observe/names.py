@@ -68,8 +68,8 @@ def read_names(state_dir: Path) -> dict[int, Name]:
     except FileNotFoundError:
         return {}
     names = {}
-    for line in text.splitlines():
-        ident, *rest = line.split("\t")
-        if ident.isdigit() and len(rest) == len(Name._fields):
+    for line in text.splitlines(keepends=True):
+        ident, *rest = line.rstrip("\n").split("\t")
+        if line.endswith("\n") and ident.isdigit() and len(rest) == len(Name._fields):
             names[int(ident)] = Name(*rest)
     return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,32 @@ def test_a_client_that_leaves_is_no_error(
     assert ask(server, "slow") == "late"
     until_threads_end()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("said", [{"a": [1, None]}, [], "", None, "x" * 1_000_000], ids=lambda said: repr(said)[:9])
+def test_an_answer_arrives_whole(tmp_path: Path, said: object) -> None:
+    served = ControlServer(tmp_path, {"status": lambda: said})
+    served.start()
+    try:
+        assert ask(tmp_path, "status") == said
+    finally:
+        served.stop()
+
+
+def test_only_its_owner_may_ask(server: Path) -> None:
+    assert stat.S_IMODE((server / SOCKET).stat().st_mode) == 0o600
+
+
+def test_a_socket_left_by_a_killed_agent_is_replaced(tmp_path: Path) -> None:
+    ControlServer(tmp_path, {})._server.server_close()
+    with pytest.raises(AgentUnreachable):
+        ask(tmp_path, "status")
+    served = ControlServer(tmp_path, {"status": lambda: 1})
+    served.start()
+
+    assert ask(tmp_path, "status") == 1
+    served.stop()
+    assert not (tmp_path / SOCKET).exists()
 
 
 def until_threads_end() -> None:

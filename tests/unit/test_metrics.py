@@ -1,0 +1,70 @@
+"""Metrics are counted under kube-proxy's names where they mean what kube-proxy's mean."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from agent.core.records import Delete, Kind, ListStarted, Malformed, NodeRecord, Upsert
+from agent.observe import metrics as meter
+from agent.observe.metrics import Metrics
+from tests.builders import key, piece, service
+
+SERVICES = "kubeproxy_sync_proxy_rules_service_changes_total"
+ENDPOINTS = "kubeproxy_sync_proxy_rules_endpoint_changes_total"
+
+
+@pytest.mark.parametrize(
+    ("event", "services", "endpoints"),
+    [
+        pytest.param(Upsert(service()), 1, 0, id="service"),
+        pytest.param(Upsert(piece("s")), 0, 1, id="slice"),
+        pytest.param(Upsert(NodeRecord("n1")), 0, 0, id="node"),
+        pytest.param(Delete(Kind.SERVICE, key("web")), 1, 0, id="service-goes"),
+        pytest.param(Delete(Kind.ENDPOINT_SLICE, key("s")), 0, 1, id="slice-goes"),
+        pytest.param(Delete(Kind.NODE, key("n1")), 0, 0, id="node-goes"),
+        pytest.param(ListStarted(Kind.SERVICE), 0, 0, id="list"),
+    ],
+)
+def test_changes_are_counted_by_kind(event, services, endpoints):
+    metrics = Metrics()
+    metrics.change(event)
+
+    assert metrics.registry.get_sample_value(SERVICES) == services
+    assert metrics.registry.get_sample_value(ENDPOINTS) == endpoints
+
+
+def test_a_synchronisation_counts_for_both_families_and_skips_what_is_older_than_the_agent():
+    metrics = Metrics()
+    now = time.time()
+    metrics.synced(0.001, 3, [now - 86_400, now + 1])
+
+    for family in ({"ip_family": "IPv4"}, {"ip_family": "IPv6"}):
+        read = metrics.registry.get_sample_value
+        assert read("kubeproxy_sync_proxy_rules_duration_seconds_count", family) == 1
+        assert read("kubeproxy_network_programming_duration_seconds_count", family) == 1
+        assert read("kubeproxy_network_programming_duration_seconds_sum", family) == 0
+        assert read("kubeproxy_sync_proxy_rules_last_timestamp_seconds", family) >= now
+    assert metrics.registry.get_sample_value("ebproxy_synced_services_total") == 3
+
+
+def test_errors_drift_and_malformed_objects():
+    metrics = Metrics()
+    metrics.error("dataplane")
+    metrics.drift(7)
+    metrics.malformed(Malformed(Kind.SERVICE, key("web"), "spec", "bad"))
+    read = metrics.registry.get_sample_value
+
+    assert read("ebproxy_errors_total", {"kind": "dataplane"}) == 1
+    assert read("ebproxy_drift_entries_total") == 7
+    assert read("ebproxy_malformed_objects_total", {"kind": "Service"}) == 1
+
+
+def test_live_metrics_are_read_anew_at_each_scrape():
+    metrics, values = Metrics(), {"": 1.0}
+    metrics.add_live(lambda: meter.gauge("ebproxy_test", "text", values))
+    assert metrics.registry.get_sample_value("ebproxy_test") == 1
+    values[""] = 2.0
+
+    assert metrics.registry.get_sample_value("ebproxy_test") == 2

@@ -42,7 +42,7 @@ def bpffs(bpf_mount: Path) -> Iterator[Path]:
     yield directory
     for pin in sorted(directory.glob("**/links/*")):
         pin.unlink()
-    shutil.rmtree(directory)
+    shutil.rmtree(directory, ignore_errors=True)  # cleanup removes the directory, too
 
 
 @pytest.fixture

@@ -47,9 +47,7 @@ def same(fake: FakeMaps, store: MapStore) -> None:
     assert store.writes == fake.writes
 
 
-@settings(
-    max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(batches, max_size=6))
 def test_the_same_plans_end_in_the_same_maps(store, histories):
     empty(store)
@@ -66,9 +64,9 @@ def test_the_same_plans_end_in_the_same_maps(store, histories):
 
 
 def test_both_refuse_one_frontend_too_many(store):
-    fake = FakeMaps(SIZES.segments, SIZES.frontends)
-    for maps in (store, fake):
-        maps.apply(Plan(frontends={i.to_bytes(20, "big"): bytes(20) for i in range(SIZES.frontends)}))
+    capacity = store.maps["frontends"].info.max_entries
+    for maps in (store, FakeMaps(SIZES.segments, capacity)):
+        maps.apply(Plan(frontends={i.to_bytes(20, "big"): bytes(20) for i in range(capacity)}))
         with pytest.raises(DataplaneError):
             maps.apply(Plan(frontends={b"x" * 20: bytes(20)}))
         maps.apply(Plan(frontends={bytes(20): b"\1" * 20}))

@@ -15,7 +15,6 @@ from agent.core.abi import (
     BASE_DROP,
     BASE_REJECT,
     SLOT,
-    U32,
     U64,
     Counter,
     Frontend,
@@ -144,7 +143,9 @@ def test_a_write_that_the_kernel_refuses_is_a_dataplane_error_and_what_was_writt
 
 
 def test_a_full_map_refuses(store):
-    entries = {frontend(port=1 + i): Frontend(1, 0, 0).pack() for i in range(SIZES.frontends + 1)}
+    entries = {
+        frontend(port=1 + i): Frontend(1, 0, 0).pack() for i in range(store.maps["frontends"].info.max_entries + 1)
+    }
 
     with pytest.raises(DataplaneError):
         store.apply(Plan(frontends=entries))
@@ -173,7 +174,7 @@ def test_existing_maps_open_for_reading(store, bpffs):
     again.close()
 
 
-# bpf(2)
+# The system call itself.
 
 KINDS = pytest.mark.parametrize("kind", [bpf.MapType.HASH, bpf.MapType.ARRAY, bpf.MapType.LRU_HASH])
 
@@ -221,7 +222,7 @@ def _pairs(keys: bytes, values: bytes, count: int) -> list[tuple[bytes, bytes]]:
 def test_a_batch_that_fails_leaves_what_came_before():
     opened = new_map(bpf.MapType.ARRAY, 4)
 
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError, match="MAP_UPDATE_BATCH") as raised:
         opened.update_batch(u32(0) + u32(9) + u32(1), b"a" * 8 + b"b" * 8 + b"c" * 8, 3)
 
     assert raised.value.errno == errno.E2BIG

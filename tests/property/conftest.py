@@ -1,4 +1,4 @@
-"""Hypothesis: the same examples every time on CI, others each time elsewhere; more of them with HYPOTHESIS_PROFILE=long."""
+"""Hypothesis: on CI the same examples every time, elsewhere others; HYPOTHESIS_PROFILE=long looks longer."""
 
 from __future__ import annotations
 

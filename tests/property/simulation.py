@@ -36,7 +36,7 @@ CLOCK = Clock()
 
 
 class WatchedMaps(FakeMaps):
-    """Maps that check the invariant after every write. ``error`` is what ``fail_after`` raises, where it is not the kernel's."""
+    """Maps that check the invariant after every write. ``error``: what ``fail_after`` raises; None = the kernel's."""
 
     error: BaseException | None = None
 
@@ -74,10 +74,10 @@ class _Dataplane:
 
 
 class SimulatedAgent:
-    """A node's maps, which stay, and an agent, which may be restarted. Nothing happens but in ``take`` and ``settle``."""
+    """A node's maps, which stay, and an agent, which may be restarted. Nothing happens by itself."""
 
     def __init__(self, segment_slots: int = 1024, frontend_limit: int = 64) -> None:
-        # The reconciler keeps one frontend for the self-test.
+        # One frontend is the self-test's.
         self.sizes = MapSizes(frontends=frontend_limit + 1, segments=segment_slots)
         self.maps = WatchedMaps(segment_slots, frontend_limit + 1)
         self.start()

@@ -100,6 +100,7 @@ def test_a_plan_that_is_cut_short_anywhere_is_made_good(histories):
             node.take(events)
         except Crash:
             node.restart()
+        node.maps.fail_after = None
 
     check_settled(node)
 

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ log = logging.getLogger("ebproxy.reconciler")
 T = TypeVar("T")
 _BATCH_LIMIT = 20_000
 _RETRY_FLOOR_S = 0.5
+_PLAN_LIMIT = 1_000
 
 
 DegradedListener = Callable[[ObjectKey, str], None]
@@ -67,6 +68,8 @@ class Reconciler:
         self._on_degraded = on_degraded
         self._queue: queue.SimpleQueue[Event | Question | None] = queue.SimpleQueue()
         self._settling = threading.Lock()
+        self._held: set[ObjectKey] = set()
+        """Services left as a former agent left them, until every list is complete."""
         self._is_first = True
         self._told: dict[tuple[ObjectKey, PortName], str] = {}
         self._triggers: list[float] = []
@@ -173,41 +176,68 @@ class Reconciler:
                 self.is_settled.set()
 
     def _sync_all(self, now: float) -> None:
+        """Plan and apply until nothing is left; what one plan makes room for is changed by the next."""
         if self.planner.allocator.wake(now):
             self.model.dirty.update(key for key, _ in self.planner.degraded)
+        if not self.model.incomplete:
+            self.model.dirty |= self._held
+            self._held.clear()
         while self.model.dirty or self._is_first:
-            self._sync(now)
+            dirty, self.model.dirty = self.model.dirty, set()
+            # The older first: what is adopted at start then goes to the one who had it, and never through another.
+            self._sync(sorted(dirty, key=lambda key: (self._created(key), key)), now)
 
-    def _sync(self, now: float) -> None:
-        """Plan what changed and apply it; what that makes room for is changed then."""
-        planner = self.planner
-        dirty, self.model.dirty = self.model.dirty, set()
-        plan = Plan()
-        self._plan(dirty, plan)
-        if self._is_first:
-            planner.plan_leftovers(plan)
-        self.dataplane.store.apply(plan)
-        for base, order in plan.freed:
-            planner.allocator.rest(base, order, now)
+    def _sync(self, dirty: list[ObjectKey], now: float) -> None:
+        """Bring Services up to date, a share of them in each plan: memory follows the share, not the cluster."""
+        for start in range(0, len(dirty), _PLAN_LIMIT):
+            plan = Plan()
+            planned = set(dirty[start : start + _PLAN_LIMIT])
+            self._plan(dirty[start : start + _PLAN_LIMIT], planned, plan)
+            self._apply(plan, now)
+            self._names.record(placement for key in planned for placement in self.planner.placements.get(key, ()))
+        self._sync_leftovers(now)
         self._is_first = False
-        if plan.removed_frontends:
-            self.model.dirty.update(key for key, _ in planner.degraded)
-        self._names.record(placement for key in dirty for placement in planner.placements.get(key, ()))
         self._tell_degraded()
         self._metrics.synced(time.monotonic() - now, len(dirty), self._triggers)
         self._triggers.clear()
 
-    def _plan(self, dirty: set[ObjectKey], plan: Plan) -> None:
+    def _sync_leftovers(self, now: float) -> None:
+        """Remove what a former agent left and nobody claims, once it is certain that nobody will."""
+        if self.model.incomplete or not self.planner.has_leftovers:
+            return
+        unread = {str(key) for key in self.model.unread_services()}
+        spared = self._names.ids_of(unread) if unread else set()
+        plan = Plan()
+        self.planner.plan_leftovers(plan, spared)
+        self._apply(plan, now)
+
+    def _apply(self, plan: Plan, now: float) -> None:
+        self.dataplane.store.apply(plan)
+        for base, order in plan.freed:
+            self.planner.allocator.rest(base, order, now)
+        if plan.removed_frontends:
+            self.model.dirty.update(key for key, _ in self.planner.degraded)
+
+    def _plan(self, keys: Iterable[ObjectKey], planned: set[ObjectKey], plan: Plan) -> None:
         planner = self.planner
-        # The older first: what is adopted at start then goes to the one who had it, and never through another.
-        for created, key in sorted((self._created(key), key) for key in dirty):
+        unread = self.model.unread_services() if planner.has_leftovers and self.model.malformed else set()
+        for key in keys:
             desired = self._resolve(key)
-            if desired is not None:
-                planner.plan_service(key, created, desired, plan)
+            if desired is None or self._is_in_doubt(key, desired, unread):
+                continue
+            planner.plan_service(key, self._created(key), desired, plan)
         again, planner.to_replan = planner.to_replan, set()
         if again:
-            dirty |= again
-            self._plan(again, plan)
+            planned |= again
+            self._plan(sorted(again, key=lambda key: (self._created(key), key)), planned, plan)
+
+    def _is_in_doubt(self, key: ObjectKey, desired: list[DesiredPort], unread: set[ObjectKey]) -> bool:
+        """Whether a Service is to stay as a former agent left it, because not all of it could be read yet."""
+        is_left = any(self.planner.is_found(port.frontends) for port in desired)
+        if is_left and self.model.incomplete:
+            self._held.add(key)
+            return True
+        return is_left and key in unread
 
     def _created(self, key: ObjectKey) -> str:
         service = self.model.services.get(key)

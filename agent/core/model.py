@@ -36,6 +36,8 @@ class Model:
         self.dirty: set[ObjectKey] = set()
         self.malformed: dict[tuple[Kind, ObjectKey], Malformed] = {}
         self.unsynced: set[Kind] = set(Kind)
+        self.incomplete: set[Kind] = set()
+        """Kinds of whose latest list a part could not be read: what is missing may well exist."""
         self._owner_of_slice: dict[ObjectKey, ObjectKey] = {}
         self._mentioned: dict[Kind, set[ObjectKey]] = {}
 
@@ -56,8 +58,21 @@ class Model:
                 self._mention(kind, key)
             case ListStarted(kind):
                 self._mentioned[kind] = set()
-            case ListEnded(kind):
-                self._end_list(kind)
+            case ListEnded(kind, is_complete):
+                self._end_list(kind, is_complete=is_complete)
+
+    def unread_services(self) -> set[ObjectKey]:
+        """Name the Services that exist and have never been readable, they themselves or a slice of theirs.
+
+        What a former agent programmed for them is the best there is.
+        """
+        unread = set()
+        for (kind, key), fault in self.malformed.items():
+            if kind is Kind.SERVICE and key not in self.services:
+                unread.add(key)
+            elif kind is Kind.ENDPOINT_SLICE and key not in self._owner_of_slice and fault.service:
+                unread.add(fault.service)
+        return unread
 
     def desired(self, key: ObjectKey) -> Iterator[DesiredPort]:
         """Resolve one Service; nothing where there is none."""
@@ -118,28 +133,34 @@ class Model:
         self.dirty.add(owner)
 
     def _delete(self, kind: Kind, key: ObjectKey) -> None:
-        self.malformed.pop((kind, key), None)
+        was_malformed = self.malformed.pop((kind, key), None)
         if kind in self._mentioned:
             self._mentioned[kind].discard(key)
         match kind:
             case Kind.SERVICE:
-                if self.services.pop(key, None):
+                if self.services.pop(key, None) or was_malformed:
                     self.dirty.add(key)
             case Kind.ENDPOINT_SLICE:
                 self._drop_slice(key)
+                if was_malformed and was_malformed.service:
+                    self.dirty.add(was_malformed.service)
             case Kind.NODE:
                 if key.name == self.node.name:
                     self.node_exists = False
 
-    def _end_list(self, kind: Kind) -> None:
+    def _end_list(self, kind: Kind, *, is_complete: bool) -> None:
         mentioned = self._mentioned.pop(kind, None)
         if mentioned is None:
             return
+        self.unsynced.discard(kind)
+        if not is_complete:
+            self.incomplete.add(kind)
+            return
+        self.incomplete.discard(kind)
         for key in self._known(kind) - mentioned:
             self._delete(kind, key)
         if kind is Kind.NODE and self.node_exists is None and ObjectKey("", self.node.name) not in mentioned:
             self.node_exists = False
-        self.unsynced.discard(kind)
 
     def _known(self, kind: Kind) -> set[ObjectKey]:
         known = {key for fault_kind, key in self.malformed if fault_kind is kind}

@@ -12,7 +12,7 @@ block is written anew elsewhere, and the frontends are turned to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, SLOT, Frontend, pack_frontend, pack_header
@@ -141,15 +141,29 @@ class Planner:
         if kept:
             self.placements[key] = kept
 
-    def plan_leftovers(self, plan: Plan) -> None:
-        """Remove what was found in the kernel and no Service claims; right only after every Service was planned."""
-        for key in self._found:
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether something that was found in the kernel is claimed by no Service yet."""
+        return bool(self._found or self._found_segments)
+
+    def is_found(self, frontends: Iterable[bytes]) -> bool:
+        """Whether a former agent left any of these frontends, and they are not adopted yet."""
+        return any(frontend in self._found for frontend in frontends)
+
+    def plan_leftovers(self, plan: Plan, spared: Container[int] = ()) -> None:
+        """Remove what was found in the kernel and no Service claims; right only after every Service was planned.
+
+        ``spared``: service ids whose frontends stay, to be adopted or removed later.
+        """
+        gone = [key for key, found in self._found.items() if found.service not in spared]
+        for key in gone:
             plan.remove_frontend(key)
-        for base, (order, _, _) in self._found_segments.items():
-            plan.freed.append((base, order))
-        self._found.clear()
-        self._found_segments.clear()
-        self._adopted_ids.clear()
+            del self._found[key]
+        kept_bases = {found.inside for found in self._found.values()}
+        for base in self._found_segments.keys() - kept_bases:
+            plan.freed.append((base, self._found_segments.pop(base)[0]))
+        if not self._found:
+            self._adopted_ids.clear()
 
     def differences(self, state: KernelState) -> int:
         """Count frontends and segments that are not in the kernel as they were planned."""

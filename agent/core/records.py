@@ -128,9 +128,10 @@ class ListStarted(msgspec.Struct, frozen=True, gc=False):
 
 
 class ListEnded(msgspec.Struct, frozen=True, gc=False):
-    """The full list of ``kind`` is complete: what it did not mention is gone."""
+    """The list of ``kind`` has ended: what it did not mention is gone, if all of it could be read."""
 
     kind: Kind
+    is_complete: bool = True
 
 
 class Upsert(msgspec.Struct, frozen=True, gc=False):
@@ -153,6 +154,8 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
     key: ObjectKey
     field: str
     reason: str
+    service: ObjectKey | None = None
+    """Of an EndpointSlice, the Service it belongs to, where that can be read."""
 
 
 Event = ListStarted | ListEnded | Upsert | Delete | Malformed

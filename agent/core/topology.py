@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from agent.core.records import Traits
 
-
 _PLAIN = Traits()
 
 

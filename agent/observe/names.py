@@ -7,7 +7,7 @@ holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class NameJournal:
     """Appends the names of new service ids. Keeps no names, only the hash of each line: there may be many."""
 
     def __init__(self, state_dir: Path) -> None:
-        path = state_dir / FILE
+        self._path = path = state_dir / FILE
         lines = {ident: _line(ident, name) for ident, name in read_names(state_dir).items()}
         self._known = {ident: hash(line) for ident, line in lines.items()}
         # Without the lines that later ones overrule; by a rename, so that readers see the old file or the new.
@@ -51,6 +51,10 @@ class NameJournal:
                 is_new = True
         if is_new:
             self._file.flush()
+
+    def ids_of(self, services: Container[str]) -> set[int]:
+        """Find the ids of Services (``namespace/name``), as the file has them."""
+        return {ident for ident, name in read_names(self._path.parent).items() if name.service in services}
 
     def close(self) -> None:
         """Close the file."""

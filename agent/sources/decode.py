@@ -34,6 +34,7 @@ from agent.core.records import (
 from agent.errors import SourceError
 from agent.sources import convert
 from agent.sources.wire import (
+    SERVICE_NAME_LABEL,
     Conditions,
     Endpoint,
     Hints,
@@ -200,15 +201,15 @@ class _Reader(Generic[_W]):
             decoded = self._json.decode(raw)
             return Decoded(self._event(decoded), decoded.metadata.resource_version or "")
         except _UNREADABLE as error:
-            key, version = _identify(self._kind, lambda: msgspec.json.decode(raw, type=Identity))
-            return Decoded(Malformed(self._kind, key, *_explain(error)), version)
+            key, version, owner = _identify(self._kind, lambda: msgspec.json.decode(raw, type=Identity))
+            return Decoded(Malformed(self._kind, key, *_explain(error), owner), version)
 
     def from_value(self, value: object) -> ObjectEvent:
         try:
             return self._event(msgspec.convert(value, self._shape))
         except _UNREADABLE as error:
-            key, _ = _identify(self._kind, lambda: msgspec.convert(value, Identity))
-            return Malformed(self._kind, key, *_explain(error))
+            key, _, owner = _identify(self._kind, lambda: msgspec.convert(value, Identity))
+            return Malformed(self._kind, key, *_explain(error), owner)
 
     def _event(self, decoded: _W) -> ObjectEvent:
         if not decoded.metadata.name:
@@ -226,17 +227,22 @@ def _key(kind: Kind, namespace: str | None, name: str) -> ObjectKey:
     return ObjectKey("" if kind is Kind.NODE else intern(namespace or "default"), intern(name))
 
 
-def _identify(kind: Kind, read: Callable[[], Identity]) -> tuple[ObjectKey, str]:
-    """Find out which object this is, and its resource version, whatever else is wrong with it."""
+def _identify(kind: Kind, read: Callable[[], Identity]) -> tuple[ObjectKey, str, ObjectKey | None]:
+    """Find out which object this is, its resource version, and the Service of a slice, whatever else is wrong."""
     try:
         metadata = read().metadata
     except _UNREADABLE:
-        return UNNAMED, ""
+        return UNNAMED, "", None
     namespace, name, version = (
         value if isinstance(value, str) else ""
         for value in (metadata.namespace, metadata.name, metadata.resource_version)
     )
-    return _key(kind, namespace, name) if name else UNNAMED, version
+    if not name:
+        return UNNAMED, version, None
+    key = _key(kind, namespace, name)
+    labels = metadata.labels if kind is Kind.ENDPOINT_SLICE and isinstance(metadata.labels, dict) else {}
+    owner = labels.get(SERVICE_NAME_LABEL)
+    return key, version, ObjectKey(key.namespace, owner) if owner and isinstance(owner, str) else None
 
 
 def _explain(error: Exception) -> tuple[str, str]:

@@ -67,9 +67,11 @@ class _File(NamedTuple):
     signature: _Signature
     objects: tuple[tuple[_Identity, _Said], ...] = ()
     faults: tuple[str, ...] = ()
+    was_read: bool = True
+    """Whether any version of it could be read: else nobody knows what it says."""
 
 
-_UNREAD = _File(())
+_UNREAD = _File((), was_read=False)
 
 
 class ManifestSource:
@@ -172,7 +174,7 @@ class ManifestSource:
         except FileNotFoundError:  # gone since it was found: the next look will say so
             return before
         except (OSError, ValueError) as error:
-            return _File(signature, before.objects, (f"{error}; what it said before stays",))
+            return _File(signature, before.objects, (f"{error}; what it said before stays",), before.was_read)
         return self._decode(signature, contents)
 
     def _decode(self, signature: _Signature, contents: Contents) -> _File:
@@ -194,17 +196,24 @@ class ManifestSource:
         self._faults = faults
 
     def _publish(self, objects: dict[_Identity, _Said]) -> None:
-        """Emit everything the first time, then the difference; deletions last, so that moved addresses have an heir."""
+        """Emit everything until all files could be read, then the difference.
+
+        Deletions come last, so that moved addresses have an heir.
+        """
         if self._is_listed:
             self._publish_changes(objects)
         else:
-            for kind in Kind:
-                self._emit(ListStarted(kind))
-                for event in (event for (other, _), event in objects.items() if other is kind):
-                    self._emit(event)
-                self._emit(ListEnded(kind))
+            is_complete = all(file.was_read for file in self._files.values())
+            self._publish_list(objects, is_complete=is_complete)
+            self._is_listed = is_complete
         self._published = objects
-        self._is_listed = True
+
+    def _publish_list(self, objects: dict[_Identity, _Said], *, is_complete: bool) -> None:
+        for kind in Kind:
+            self._emit(ListStarted(kind))
+            for event in (event for (other, _), event in objects.items() if other is kind):
+                self._emit(event)
+            self._emit(ListEnded(kind, is_complete=is_complete))
 
     def _publish_changes(self, objects: dict[_Identity, _Said]) -> None:
         for identity, event in objects.items():

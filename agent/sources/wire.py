@@ -17,6 +17,7 @@ ProtocolName = Literal["TCP", "UDP", "SCTP", ""]
 ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName", ""]
 TrafficPolicy = Literal["Cluster", "Local", ""]
 AddressType = Literal["IPv4", "IPv6", "FQDN"]
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 
 class Wire(msgspec.Struct, frozen=True, gc=False, rename="camel"):
@@ -84,7 +85,7 @@ class WireService(WireObject, frozen=True):
 class SliceLabels(Wire, frozen=True):
     """The labels of an EndpointSlice that are read."""
 
-    service: str | None = msgspec.field(name="kubernetes.io/service-name", default=None)
+    service: str | None = msgspec.field(name=SERVICE_NAME_LABEL, default=None)
     headless: str | None = msgspec.field(name="service.kubernetes.io/headless", default=None)
 
 
@@ -200,6 +201,7 @@ class IdentityMetadata(Wire, frozen=True):
     name: object = None
     namespace: object = None
     resource_version: object = None
+    labels: object = None
 
 
 class Identity(Wire, frozen=True):

@@ -79,8 +79,12 @@ class Watched:
     def start(self):
         """Start, and return what the first load emits."""
         self.source.start()
+        return self.listed()
+
+    def listed(self):
+        """Return what is emitted up to the end of the last list."""
         events = [self.next()]
-        while events[-1] != ListEnded(list(Kind)[-1]):
+        while not (isinstance(events[-1], ListEnded) and events[-1].kind is list(Kind)[-1]):
             events.append(self.next())
         return events
 
@@ -187,6 +191,17 @@ class TestFirstLoad:
 
         assert names(watched.start()) == ["web"]
         assert watched.error().startswith(f"{broken}: not YAML")
+
+    def test_a_list_is_complete_once_every_file_was_read(self, watched):
+        broken = watched.write("a.yaml", "{")
+        watched.write("b.yaml", service())
+        first = watched.start()
+        broken.write_text(service("mended", "10.96.0.2"))
+        second = watched.listed()
+
+        assert {event.is_complete for event in first if isinstance(event, ListEnded)} == {False}
+        assert {event.is_complete for event in second if isinstance(event, ListEnded)} == {True}
+        assert names(second) == ["mended", "web"]
 
     def test_no_directory(self, tmp_path):
         with pytest.raises(ConfigError, match="missing is not a directory"):

@@ -191,6 +191,39 @@ def test_the_model_is_synced_when_every_kind_was_listed():
     assert model.is_synced
 
 
+def test_a_list_that_is_not_complete_deletes_nothing():
+    model = model_of(*listed(Kind.SERVICE, Upsert(service())), ListStarted(Kind.SERVICE))
+
+    then(model, ListEnded(Kind.SERVICE, is_complete=False))
+
+    assert WEB in model.services
+    assert model.incomplete == {Kind.SERVICE}
+    assert then(model, ListStarted(Kind.SERVICE), ListEnded(Kind.SERVICE)) == {"web"}
+    assert model.incomplete == set()
+
+
+@pytest.mark.parametrize(
+    ("events", "unread"),
+    [
+        ([Malformed(Kind.SERVICE, WEB, "spec", "x")], {WEB}),
+        ([Upsert(service()), Malformed(Kind.SERVICE, WEB, "spec", "x")], set()),
+        ([Malformed(Kind.ENDPOINT_SLICE, ObjectKey("ns", "web-1"), "ports", "x", WEB)], {WEB}),
+        ([Malformed(Kind.ENDPOINT_SLICE, ObjectKey("ns", "web-1"), "ports", "x")], set()),
+        ([Malformed(Kind.SERVICE, WEB, "spec", "x"), Delete(Kind.SERVICE, WEB)], set()),
+    ],
+    ids=["never readable", "was readable", "a slice of it", "a slice of nobody knows whom", "deleted"],
+)
+def test_services_that_were_never_readable(events, unread):
+    assert model_of(*events).unread_services() == unread
+
+
+def test_an_unreadable_slice_that_goes_makes_its_service_dirty():
+    slice_key = ObjectKey("ns", "web-1")
+    model = model_of(Malformed(Kind.ENDPOINT_SLICE, slice_key, "ports", "x", WEB))
+
+    assert then(model, Delete(Kind.ENDPOINT_SLICE, slice_key)) == {"web"}
+
+
 def test_a_malformed_version_leaves_what_the_object_said_before():
     model = model_of(SERVICE, ONE, Malformed(Kind.ENDPOINT_SLICE, key("s1"), "endpoints[0].addresses", "no address"))
 

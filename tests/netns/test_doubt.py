@@ -1,0 +1,82 @@
+"""What a former agent programmed stays until it is certain that it is to go, also when a manifest cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.polling import until
+
+
+@pytest.fixture
+def restarted(make_scene):
+    """Damage manifests while no agent runs, start another agent, and wait until it has read what it can."""
+    scene = make_scene(web=2)
+
+    def restart(damage):
+        scene.agent.kill()
+        damage(scene)
+        scene.agent.start()
+        until(lambda: answers(scene, "new"), "the new agent programs what it can read", 20)
+        return scene
+
+    scene.publish("web", scene.web)
+    scene.publish("gone", scene.web[:1])
+    return restart
+
+
+def answers(scene, name):
+    return scene.agent.count(f"{scene.ips(name)[0]}:80/TCP") is not None
+
+
+def replace(scene, text):
+    """Put a text in the place of the manifest of web, delete the Service gone, and add a new one."""
+    path = scene.manifests.directory / "web.yaml"
+    before = path.read_text()
+    path.write_text(text(before) if callable(text) else text)
+    scene.manifests.remove("gone")
+    scene.write("new", scene.web[:1])
+    return before
+
+
+def test_a_file_that_cannot_be_parsed(restarted):
+    """Nobody knows what it says, so nothing of the former agent's goes before it is mended; new Services come."""
+    saved = []
+    scene = restarted(lambda scene: saved.append(replace(scene, "{ half written")))
+
+    assert {"web-1", "web-2"} == set(scene.pod.spread("tcp", scene.ips("web")[0], 80, 40))
+    assert answers(scene, "gone")
+    status = scene.agent.cli("status", "-o", "json")
+    assert status.returncode == 1
+    assert '"Service"' in status.stdout
+
+    (scene.manifests.directory / "web.yaml").write_text(saved[0])
+    until(lambda: not answers(scene, "gone"), "what is deleted goes once everything could be read")
+    assert {"web-1", "web-2"} == set(scene.pod.spread("tcp", scene.ips("web")[0], 80, 40))
+    assert scene.agent.is_settled()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda text: text.replace("port: 80\n", "port: eighty\n", 1),
+        lambda text: text.replace("addressType: IPv4", "addressType: 4"),
+    ],
+    ids=["service", "slice"],
+)
+def test_an_object_that_is_malformed(restarted, damaged):
+    """It keeps what it had; the rest is brought up to date."""
+    saved = []
+
+    def damage(scene):
+        before = replace(scene, damaged)
+        assert (scene.manifests.directory / "web.yaml").read_text() != before
+        saved.append(before)
+
+    scene = restarted(damage)
+
+    until(lambda: not answers(scene, "gone"), "a Service that was deleted goes")
+    assert {"web-1", "web-2"} == set(scene.pod.spread("tcp", scene.ips("web")[0], 80, 40))
+
+    (scene.manifests.directory / "web.yaml").write_text(saved[0])
+    scene.wait_for("web", 2)
+    scene.withdraw("web")

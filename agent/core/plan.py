@@ -103,7 +103,7 @@ class Planner:
     def __init__(self, segment_slots: int, frontend_limit: int, state: KernelState) -> None:
         self.allocator = SegmentAllocator(segment_slots)
         self.frontend_limit = frontend_limit
-        self.placements: dict[ObjectKey, list[Placement]] = {}
+        self.placements: dict[ObjectKey, tuple[Placement, ...]] = {}
         self.degraded: dict[tuple[ObjectKey, PortName], str] = {}
         self.to_replan: set[ObjectKey] = set()
         """Services whose turn has come because another let go of what they claim."""
@@ -139,7 +139,7 @@ class Planner:
             kept.append(placement)
             self._place(placement, want, plan)
         if kept:
-            self.placements[key] = kept
+            self.placements[key] = tuple(kept)
 
     @property
     def has_leftovers(self) -> bool:

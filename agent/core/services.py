@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from agent.core.abi import pack_backends, pack_frontend_key
@@ -21,6 +22,9 @@ class PortName(NamedTuple):
     def __str__(self) -> str:
         name = self.name or "-"
         return f"{name}/{self.protocol.name}/IPv{self.family.value}"
+
+
+_port_name = lru_cache(1024)(PortName)  # a cluster has few: the same one for thousands of Services
 
 
 class Backends(NamedTuple):
@@ -49,7 +53,7 @@ def resolve(service: ServiceRecord, slices: Sequence[SliceRecord], zone: str) ->
         for port in service.ports:
             frontend = pack_frontend_key(address, port.number, port.protocol)
             inside = _inside(_runs(port, matching), zone, is_local=service.internal_local)
-            yield DesiredPort(PortName(port.name, port.protocol, family), (frontend,), inside)
+            yield DesiredPort(_port_name(port.name, port.protocol, family), (frontend,), inside)
 
 
 def _runs(port: ServicePort, slices: Sequence[SliceRecord]) -> list[Run]:

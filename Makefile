@@ -36,6 +36,10 @@ bench: setup ## Measure against nftables and iptables; writes build/bench/
 image: ## Build the container image (docker, podman or buildah)
 	.ci/image.sh
 
+.PHONY: image-test
+image-test: setup ## Build the image with buildah and start the agent from it as the DaemonSet does (4 min)
+	$(SUDO) $(PYTHON) -m pytest tests/image/check_image.py
+
 .PHONY: kind
 kind: ## Create a kind cluster without kube-proxy, deploy, and smoke-test (needs Docker)
 	tests/e2e/kind.sh

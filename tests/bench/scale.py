@@ -24,12 +24,13 @@ class Scale:
     churned: int = 20_000
     peer_changes: int = 7
     kills: int = 20
+    quiet_kills: int = 5
     idle_s: float = 30.0
     is_full: bool = True
 
 
 FULL = Scale()
-QUICK = Scale(rounds=80, syncs=3, changes=200, churned=10_000, peer_changes=3, kills=5, idle_s=5.0)
+QUICK = Scale(rounds=80, syncs=3, changes=200, churned=10_000, peer_changes=3, kills=5, quiet_kills=3, idle_s=5.0)
 TINY = Scale(
     services=40,
     endpoints=3,
@@ -42,6 +43,7 @@ TINY = Scale(
     churned=200,
     peer_changes=1,
     kills=1,
+    quiet_kills=1,
     idle_s=0.5,
     is_full=False,
 )

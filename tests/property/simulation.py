@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from agent.core.abi import MapSizes
 from agent.core.model import Model
@@ -55,9 +55,18 @@ class WatchedMaps(FakeMaps):
 
 
 class _Names:
+    """The journal of names, which outlives agents."""
+
+    def __init__(self) -> None:
+        self.services: dict[int, str] = {}
+
     def record(self, placements: Iterable[Placement]) -> None:
         for placement in placements:
             assert placement.service_id > 0
+            self.services[placement.service_id] = str(placement.service)
+
+    def ids_of(self, services: Container[str]) -> set[int]:
+        return {ident for ident, service in self.services.items() if service in services}
 
 
 class _Dataplane:
@@ -80,6 +89,7 @@ class SimulatedAgent:
         # One frontend is the self-test's.
         self.sizes = MapSizes(frontends=frontend_limit + 1, segments=segment_slots)
         self.maps = WatchedMaps(segment_slots, frontend_limit + 1)
+        self.names = _Names()
         self.start()
         self.take(first_lists())
 
@@ -91,7 +101,7 @@ class SimulatedAgent:
             self.model,
             _Dataplane(self.maps, self.sizes),  # type: ignore[arg-type]
             METRICS,
-            _Names(),  # type: ignore[arg-type]
+            self.names,  # type: ignore[arg-type]
             sync_period_s=30,
             drift_period_s=NEVER,
             on_degraded=lambda *_: None,

@@ -12,15 +12,16 @@ same in each, since none sees another.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from tests.lab import cgroups, manifests, netns
-from tests.lab.leftovers import PREFIX, clear
+from tests.lab.leftovers import LOCK, PREFIX, clear
 from tests.lab.processes import Place, end, program
 from tests.lab.traffic import Client
 
@@ -32,10 +33,8 @@ class Lab:
     """A cluster; a context manager. ``directory`` holds a directory for each node."""
 
     def __init__(self, nodes: int = 1) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.directory, self._lock = _claim_directory()
         self.word = self.directory.name
-        self._lock = (self.directory / "lock").open("w", encoding="ascii")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)  # a lab without its lock's holder is a leftover
         atexit.register(self.close)
         try:
             self.cgroup = cgroups.mount_point() / self.word
@@ -203,6 +202,17 @@ class Pod:
     def manifest(self, app: str) -> manifests.Object:
         """Describe the pod as Kubernetes does."""
         return manifests.pod(self.name, self.node.name, self.addresses, app)
+
+
+def _claim_directory() -> tuple[Path, TextIO]:
+    """Make a lab's directory, and hold the lock that says it is no leftover."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with contextlib.suppress(FileNotFoundError):
+            lock = (directory / LOCK).open("w", encoding="ascii")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (directory / LOCK).exists():  # else somebody's sweep was quicker
+                return directory, lock
 
 
 def serve(place: Place, name: str, addresses: tuple[str, ...], ports: tuple[int, ...]) -> subprocess.Popen[str]:

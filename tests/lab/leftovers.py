@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.lab import cgroups, netns
 
 PREFIX = "ebproxy-lab-"
+LOCK = "lock"
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,13 +44,13 @@ def sweep() -> list[str]:
     """Remove the labs whose owner is gone; returns their names."""
     swept = []
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with (directory / "lock").open("a", encoding="ascii") as lock:
-            try:
+        try:
+            with (directory / LOCK).open("r+", encoding="ascii") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            clear(directory)
-            swept.append(directory.name)
+                clear(directory)
+        except (BlockingIOError, FileNotFoundError):  # it lives, or has only just begun
+            continue
+        swept.append(directory.name)
     return swept
 
 

@@ -60,6 +60,9 @@ class Screen:
         except Exception as error:  # noqa: BLE001 - shown, and the exit status says so
             outcome.error = f"{type(error).__name__}: {error}" if not isinstance(error, Failed) else str(error)
             self.console.print(Text(f"   FAILED: {outcome.error}", style="bold red"))
+        except BaseException:
+            outcome.error = "interrupted"
+            raise
         else:
             self.console.print(Text(f"   ok: {outcome.said}", style="green"))
         finally:

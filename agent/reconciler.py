@@ -55,6 +55,7 @@ class Reconciler:
     ) -> None:
         self.model = model
         self.dataplane = dataplane
+        self._names = names
         self.planner = self._read_back()
         self.is_settled = threading.Event()
         """Set while everything that was listed is programmed."""
@@ -62,7 +63,6 @@ class Reconciler:
         """Monotonic time of the oldest change that is not in the kernel; None = all are."""
         self.failure: BaseException | None = None
         self._metrics = metrics
-        self._names = names
         self._sync_period_s = sync_period_s
         self._drift_period_s = drift_period_s
         self._on_degraded = on_degraded
@@ -166,7 +166,7 @@ class Reconciler:
             self._sync_all(now)
             if not self.dataplane.is_active:
                 self._activate()
-        except (DataplaneError, LoaderError) as error:
+        except (DataplaneError, LoaderError, OSError) as error:
             self._recover(error)
             return
         self._retry_s = _RETRY_FLOOR_S
@@ -277,7 +277,7 @@ class Reconciler:
         store = self.dataplane.store
         sizes = self.dataplane.options.sizes
         # One frontend is left to the self-test, which an agent must pass also where the map is full.
-        return Planner(sizes.segments, sizes.frontends - 1, store.read_state())
+        return Planner(sizes.segments, sizes.frontends - 1, store.read_state(), self._names.last_id)
 
     def _heal_drift(self) -> None:
         """Compare the maps with what was planned; where they differ, read back and plan anew."""

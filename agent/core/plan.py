@@ -100,7 +100,8 @@ class Planner:
     kernel holds: start anew with what is read back.
     """
 
-    def __init__(self, segment_slots: int, frontend_limit: int, state: KernelState) -> None:
+    def __init__(self, segment_slots: int, frontend_limit: int, state: KernelState, last_id: int = 0) -> None:
+        """``last_id``: the highest service id that was ever given out, where that is known."""
         self.allocator = SegmentAllocator(segment_slots)
         self.frontend_limit = frontend_limit
         self.placements: dict[ObjectKey, tuple[Placement, ...]] = {}
@@ -113,6 +114,7 @@ class Planner:
         self._found_segments: dict[int, tuple[int, bytes, bool]] = {}
         self._adopted_ids: set[int] = set()
         self._next_id = 1 + max((frontend.service for frontend in state.frontends.values()), default=0)
+        self._next_id = max(self._next_id, last_id + 1)
         for base, (slots, is_silent) in sorted(state.segments.items()):
             order = order_for(1 + len(slots) // SLOT.size)
             if base >= FIRST_FREE_SLOT and self.allocator.reserve(base, order):

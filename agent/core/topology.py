@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from agent.core.records import Traits
+from agent.core.records import ADDRESS_SIZE, Traits
 
 _PLAIN = Traits()
 
@@ -38,32 +38,31 @@ def categorize(runs: Sequence[Run], zone: str) -> Reachable:
     """Choose the endpoints for both traffic policies on a node in ``zone`` (empty = not known)."""
     if len(runs) == 1 and runs[0].traits == _PLAIN:  # most services of most clusters, seen from most nodes
         return Reachable(runs, (), anywhere=True)
-    ready = [run for run in runs if run.traits.ready]
-    terminating = _serving_while_terminating(runs)
+    runs = _without_overruled(runs)
+    ready = [run for run in runs if run.addresses and run.traits.ready]
+    terminating = [run for run in runs if run.addresses and run.traits.serving and run.traits.terminating]
     cluster = _nearest(ready, zone) if ready else terminating
     local = [run for run in ready if run.traits.local] or [run for run in terminating if run.traits.local]
     return Reachable(cluster, local, bool(ready or terminating))
 
 
-def _serving_while_terminating(runs: Sequence[Run]) -> list[Run]:
-    """Endpoints to fall back to; one that another slice calls non-terminating is not among them."""
-    chosen = [run for run in runs if run.traits.serving and run.traits.terminating]
-    if not chosen:
-        return []
-    staying = {
-        (run.addresses[i : i + 16], run.port)
-        for run in runs
-        if not run.traits.terminating
-        for i in range(0, len(run.addresses), 16)
-    }
+def _without_overruled(runs: Sequence[Run]) -> Sequence[Run]:
+    """Leave out terminating copies of endpoints that another slice calls non-terminating: those count."""
+    if not any(run.traits.terminating for run in runs):
+        return runs
+    staying = {(address, run.port) for run in runs if not run.traits.terminating for address in _split(run)}
     if not staying:
-        return chosen
+        return runs
     return [
-        Run(run.traits, address, run.port)
-        for run in chosen
-        for address in (run.addresses[i : i + 16] for i in range(0, len(run.addresses), 16))
-        if (address, run.port) not in staying
+        run._replace(addresses=b"".join(a for a in _split(run) if (a, run.port) not in staying))
+        if run.traits.terminating
+        else run
+        for run in runs
     ]
+
+
+def _split(run: Run) -> list[bytes]:
+    return [run.addresses[i : i + ADDRESS_SIZE] for i in range(0, len(run.addresses), ADDRESS_SIZE)]
 
 
 def _nearest(ready: Sequence[Run], zone: str) -> Sequence[Run]:

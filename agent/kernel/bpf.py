@@ -232,7 +232,7 @@ class Map:
         """Read one value; None = no such key."""
         value = ctypes.create_string_buffer(self.value_stride)
         try:
-            bpf(Command.MAP_LOOKUP_ELEM, self._element(key, value))
+            self._element(Command.MAP_LOOKUP_ELEM, key, value)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -241,22 +241,22 @@ class Map:
 
     def update(self, key: bytes, value: bytes) -> None:
         """Write one value, new or not."""
-        bpf(Command.MAP_UPDATE_ELEM, self._element(key, ctypes.create_string_buffer(value, len(value))))
+        self._element(Command.MAP_UPDATE_ELEM, key, ctypes.create_string_buffer(value, len(value)))
 
     def delete(self, key: bytes) -> bool:
         """Delete one key; returns whether it was there."""
         try:
-            bpf(Command.MAP_DELETE_ELEM, self._element(key, None))
+            self._element(Command.MAP_DELETE_ELEM, key)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return False
             raise
         return True
 
-    def _element(self, key: bytes, value: ctypes.Array[ctypes.c_char] | None) -> ctypes.Array[ctypes.c_char]:
-        self._key = ctypes.create_string_buffer(key, len(key))  # alive until the call returns
-        self._value = value
-        return _attr("=IIQQQ", self.fd, 0, _pointer(self._key), _pointer(value) if value is not None else 0, 0)
+    def _element(self, command: Command, key: bytes, value: ctypes.Array[ctypes.c_char] | None = None) -> None:
+        key_buffer = ctypes.create_string_buffer(key, len(key))
+        pointer = _pointer(value) if value is not None else 0
+        bpf(command, _attr("=IIQQQ", self.fd, 0, _pointer(key_buffer), pointer, 0))
 
     def update_batch(self, keys: bytes, values: bytes, count: int) -> None:
         """Write ``count`` values in order. Not atomic: a failure leaves those before it written."""

@@ -56,7 +56,8 @@ class ControlServer:
 
     def stop(self) -> None:
         """Stop answering and remove the socket."""
-        self._server.shutdown()
+        if self._thread.is_alive():
+            self._server.shutdown()
         self._server.server_close()
         self._path.unlink(missing_ok=True)
 

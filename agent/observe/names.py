@@ -38,6 +38,11 @@ class NameJournal:
         beside.rename(path)
         self._file = path.open("a", encoding="utf-8")
 
+    @property
+    def last_id(self) -> int:
+        """The highest id that was ever named; 0 = none."""
+        return max(self._known, default=0)
+
     def record(self, placements: Iterable[Placement]) -> None:
         """Append what is not known yet."""
         is_new = False

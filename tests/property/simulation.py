@@ -65,6 +65,10 @@ class _Names:
             assert placement.service_id > 0
             self.services[placement.service_id] = str(placement.service)
 
+    @property
+    def last_id(self) -> int:
+        return max(self.services, default=0)
+
     def ids_of(self, services: Container[str]) -> set[int]:
         return {ident for ident, service in self.services.items() if service in services}
 

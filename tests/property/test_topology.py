@@ -42,12 +42,10 @@ def places(endpoints: list[Endpoint]) -> set[tuple[bytes, int]]:
 
 def one_by_one(endpoints: list[Endpoint], zone: str) -> tuple[list[Endpoint], list[Endpoint], bool]:
     """The rules as the reference tells them, over single endpoints."""
-    ready = [e for e in endpoints if e.traits.ready]
     staying = places([e for e in endpoints if not e.traits.terminating])
-    fallback = [
-        e for e in endpoints
-        if e.traits.serving and e.traits.terminating and (e.address, e.port) not in staying
-    ]  # fmt: skip
+    endpoints = [e for e in endpoints if not e.traits.terminating or (e.address, e.port) not in staying]
+    ready = [e for e in endpoints if e.traits.ready]
+    fallback = [e for e in endpoints if e.traits.serving and e.traits.terminating]
     cluster = ready
     on_node = [e for e in ready if e.traits.node_hint]
     in_zone = [e for e in ready if zone and zone in (e.traits.zones or ())]

@@ -64,6 +64,7 @@ DUPLICATES = [
     pytest.param("1T 1N 2T", "2", "", True, id="a-staying-copy-overrules-a-terminating-one"),
     pytest.param("1T 1N", "", "", False, id="nothing-left-after-overruling"),
     pytest.param("1T 1N:81", "1", "", True, id="another-port-is-another-endpoint"),
+    pytest.param("1R 1N 2", "2", "", True, id="a-staying-copy-that-is-not-ready-overrules-a-ready-one-that-goes"),
     pytest.param("1TL 1TL", "1 1", "1 1", True, id="both-terminating"),
     pytest.param("1 1T 2", "1 2", "", True, id="a-ready-copy-is-enough"),
     pytest.param("1T:80 1N:80 1T:81", "1:81", "", True, id="ports-are-told-apart"),

@@ -9,13 +9,14 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TypeVar
 
 from agent.core.model import Model
 from agent.core.plan import Plan, Planner
-from agent.core.records import Event, ListStarted, Malformed, ObjectKey, SliceRecord, Upsert
+from agent.core.records import Delete, Event, Kind, Malformed, ObjectKey, SliceRecord, Upsert
 from agent.core.services import DesiredPort, PortName
 from agent.errors import DataplaneError, LoaderError
 from agent.kernel.dataplane import Dataplane
@@ -73,6 +74,7 @@ class Reconciler:
         self._is_first = True
         self._told: dict[tuple[ObjectKey, PortName], str] = {}
         self._triggers: list[float] = []
+        self._taken: Tally[Kind] = Tally()
         self._retry_at: float | None = None
         self._retry_s = _RETRY_FLOOR_S
         self._drift_at = time.monotonic() + drift_period_s
@@ -130,20 +132,25 @@ class Reconciler:
             self._queue.put(item)
         except queue.Empty:
             pass
+        if self._taken:
+            self._metrics.taken_in(self._taken)
+            self._taken.clear()
         return True
 
     def _take(self, item: Event | Question) -> None:
-        if callable(item):
-            item()
-            return
-        if isinstance(item, Malformed):
+        if isinstance(item, Upsert):
+            record = item.record
+            self._taken[record.kind] += 1
+            if isinstance(record, SliceRecord) and record.changed_at:
+                self._triggers.append(record.changed_at)
+        elif isinstance(item, Delete):
+            self._taken[item.kind] += 1
+        elif isinstance(item, Malformed):
             self._metrics.malformed(item)
             log.warning("%s %s: %s: %s; what it said before stays", item.kind, item.key, item.field, item.reason)
-        elif isinstance(item, Upsert) and isinstance(item.record, SliceRecord) and item.record.changed_at:
-            self._triggers.append(item.record.changed_at)
-        elif isinstance(item, ListStarted):
-            log.debug("list of %s begins", item.kind)
-        self._metrics.change(item)
+        elif callable(item):
+            item()
+            return
         self.model.apply(item)
 
     def _patience(self) -> float:
@@ -189,13 +196,15 @@ class Reconciler:
 
     def _sync(self, dirty: list[ObjectKey], now: float) -> None:
         """Bring Services up to date, a share of them in each plan: memory follows the share, not the cluster."""
+        planned: set[ObjectKey] = set()
         for start in range(0, len(dirty), _PLAN_LIMIT):
             plan = Plan()
-            planned = set(dirty[start : start + _PLAN_LIMIT])
-            self._plan(dirty[start : start + _PLAN_LIMIT], planned, plan)
+            share = dirty[start : start + _PLAN_LIMIT]
+            planned.update(share)
+            self._plan(share, planned, plan)
             self._apply(plan, now)
-            self._names.record(placement for key in planned for placement in self.planner.placements.get(key, ()))
         self._sync_leftovers(now)
+        self._names.record(placement for key in planned for placement in self.planner.placements.get(key, ()))
         self._is_first = False
         self._tell_degraded()
         self._metrics.synced(time.monotonic() - now, len(dirty), self._triggers)
@@ -220,10 +229,11 @@ class Reconciler:
 
     def _plan(self, keys: Iterable[ObjectKey], planned: set[ObjectKey], plan: Plan) -> None:
         planner = self.planner
-        unread = self.model.unread_services() if planner.has_leftovers and self.model.malformed else set()
+        unread = self.model.unread_services() if self.model.malformed else set()
+        has_leftovers = planner.has_leftovers
         for key in keys:
             desired = self._resolve(key)
-            if desired is None or self._is_in_doubt(key, desired, unread):
+            if desired is None or (has_leftovers and self._is_in_doubt(key, desired, unread)):
                 continue
             planner.plan_service(key, self._created(key), desired, plan)
         again, planner.to_replan = planner.to_replan, set()

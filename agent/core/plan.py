@@ -133,8 +133,9 @@ class Planner:
         current = {placement.port: placement for placement in self.placements.pop(key, ())}
         kept: list[Placement] = []
         wanted = sorted(desired, key=lambda want: want.port)  # by rank, as two ports of one number are a conflict too
-        for port in current.keys() - {port.port for port in wanted}:
-            self._remove(current[port], plan)
+        if current:
+            for port in current.keys() - {port.port for port in wanted}:
+                self._remove(current[port], plan)
         for want in wanted:
             placement = current.get(want.port) or self._adopt(key, created, want, plan)
             self._set_created(placement, created)
@@ -188,7 +189,8 @@ class Planner:
     def _adopt(self, key: ObjectKey, created: str, want: DesiredPort, plan: Plan) -> Placement:
         """Begin a placement with what a former agent left for the same frontends, if it did."""
         placement = Placement(key, want.port, 0, created)
-        taken = [frontend for frontend in want.frontends if self._begin_at(placement, self._found.get(frontend))]
+        candidates = want.frontends if self._found else ()
+        taken = [frontend for frontend in candidates if self._begin_at(placement, self._found.get(frontend))]
         if not placement.service_id:
             placement.service_id, self._next_id = self._next_id, self._next_id + 1
         for frontend in taken:
@@ -222,7 +224,8 @@ class Planner:
             plan.set_frontend(frontend, placement.value)
 
     def _place(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
-        self.degraded.pop((placement.service, placement.port), None)
+        if self.degraded:
+            self.degraded.pop((placement.service, placement.port), None)
         before = placement.base
         granted = self._fitting(placement, self._claim(placement, want.frontends), plan)
         try:
@@ -252,6 +255,8 @@ class Planner:
     def _fitting(self, placement: Placement, granted: tuple[bytes, ...], plan: Plan) -> tuple[bytes, ...]:
         """Choose the frontends that there is room for. One that a plan removes takes room until it is carried out."""
         room = self.frontend_limit - self.frontend_count - len(plan.removed_frontends)
+        if room >= len(granted):
+            return granted
         fitting = []
         for frontend in granted:
             if frontend not in self._owners and frontend not in self._found and frontend not in plan.removed_frontends:
@@ -266,8 +271,9 @@ class Planner:
     def _place_frontends(self, placement: Placement, granted: tuple[bytes, ...], before: int, plan: Plan) -> None:
         if granted == placement.frontends and placement.base == before:
             return
-        for frontend in set(placement.frontends) - set(granted):
-            self._release_frontend(frontend, plan)
+        for frontend in placement.frontends:
+            if frontend not in granted:
+                self._release_frontend(frontend, plan)
         placement.frontends = granted
         value = placement.value
         for frontend in granted:
@@ -276,7 +282,8 @@ class Planner:
                 continue
             if owner is not None and owner is not placement:
                 self._dispossess(owner, frontend, placement)
-            self._found.pop(frontend, None)
+            if self._found:
+                self._found.pop(frontend, None)
             self._owners[frontend] = placement
             plan.set_frontend(frontend, value)
 

@@ -8,7 +8,7 @@ A record holds only what the dataplane reads of an object. Endpoints are packed:
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -70,6 +70,8 @@ class ServiceRecord(msgspec.Struct, frozen=True, gc=False):
     internal_local: bool = False
     created: str = ""
 
+    kind: ClassVar[Kind] = Kind.SERVICE
+
 
 class Traits(msgspec.Struct, frozen=True, gc=False):
     """What the endpoints of one run have in common.
@@ -106,6 +108,8 @@ class SliceRecord(msgspec.Struct, frozen=True, gc=False):
     changed_at: float | None = None
     """Unix time of the change that caused this version, from ``endpoints.kubernetes.io/last-change-trigger-time``."""
 
+    kind: ClassVar[Kind] = Kind.ENDPOINT_SLICE
+
 
 class NodeRecord(msgspec.Struct, frozen=True, gc=False):
     """Our node: zone, addresses and pod ranges (as text), and whether it is about to go."""
@@ -116,6 +120,8 @@ class NodeRecord(msgspec.Struct, frozen=True, gc=False):
     pod_cidrs: tuple[str, ...] = ()
     deleting: bool = False
     """A deletion timestamp, or the cluster autoscaler's ``ToBeDeletedByClusterAutoscaler`` taint."""
+
+    kind: ClassVar[Kind] = Kind.NODE
 
 
 Record = ServiceRecord | SliceRecord | NodeRecord

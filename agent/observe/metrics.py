@@ -7,14 +7,14 @@ for each of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import agent
-from agent.core.records import Delete, Event, Kind, Malformed, NodeRecord, SliceRecord, Upsert
+from agent.core.records import Kind, Malformed
 
 FAMILIES = ("IPv4", "IPv6")
 _SYNC_BUCKETS = tuple(0.000_1 * 2**i for i in range(16))
@@ -57,12 +57,14 @@ class Metrics:
             family,
             registry=registry,
         )
-        self._service_changes = Counter(
-            "kubeproxy_sync_proxy_rules_service_changes", "Changes of Services taken in", registry=registry
-        )
-        self._endpoint_changes = Counter(
-            "kubeproxy_sync_proxy_rules_endpoint_changes", "Changes of EndpointSlices taken in", registry=registry
-        )
+        self._changes = {
+            Kind.SERVICE: Counter(
+                "kubeproxy_sync_proxy_rules_service_changes", "Changes of Services taken in", registry=registry
+            ),
+            Kind.ENDPOINT_SLICE: Counter(
+                "kubeproxy_sync_proxy_rules_endpoint_changes", "Changes of EndpointSlices taken in", registry=registry
+            ),
+        }
         self.healthz = Counter("kubeproxy_proxy_healthz", "Answers of /healthz", ("code",), registry=registry)
         self.livez = Counter("kubeproxy_proxy_livez", "Answers of /livez", ("code",), registry=registry)
         self._synced_services = Counter("ebproxy_synced_services", "Services resolved and compared", registry=registry)
@@ -78,17 +80,11 @@ class Metrics:
         ).set(1)
         Gauge("ebproxy_start_time_seconds", "When the agent started", registry=registry).set(self._started)
 
-    def change(self, event: Event) -> None:
-        """Count a change a source delivered."""
-        match event:
-            case Upsert(record) if not isinstance(record, NodeRecord):
-                counter = self._endpoint_changes if isinstance(record, SliceRecord) else self._service_changes
-                counter.inc()
-            case Delete(kind) if kind is not Kind.NODE:
-                (self._service_changes if kind is Kind.SERVICE else self._endpoint_changes).inc()
-
-    def queued(self) -> None:
-        """Note that changes were taken in."""
+    def taken_in(self, changes: Mapping[Kind, int]) -> None:
+        """Count changes that were taken in together, by kind."""
+        for kind, count in changes.items():
+            if kind in self._changes:
+                self._changes[kind].inc(count)
         for family in FAMILIES:
             self._queued_at.labels(family).set_to_current_time()
 

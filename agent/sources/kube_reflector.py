@@ -259,6 +259,11 @@ class Reflector:
             raise ApiFailure(Cause.CUT, "the stream ended within an event")
 
     def _take(self, line: bytes) -> None:
+        change = self._decoder.decode_change(self._resource.kind, line)
+        if change:
+            self._emit(change.event)
+            self._remember(change.resource_version)
+            return
         event = read_event(line)
         match event.type:
             case "ADDED" | "MODIFIED":

@@ -7,7 +7,7 @@ Source: Kubernetes API v1 Service, v1 Node, discovery.k8s.io/v1 EndpointSlice, m
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -222,3 +222,13 @@ class ListEnvelope(Wire, frozen=True):
 
     metadata: ListMetadata
     items: list[msgspec.Raw] | None = None
+
+
+_Object = TypeVar("_Object")
+
+
+class WatchEvent(Wire, Generic[_Object], frozen=True):
+    """An event of a watch, its object read with it. Source: meta/v1 WatchEvent."""
+
+    type: str
+    object: _Object

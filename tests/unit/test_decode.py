@@ -510,3 +510,28 @@ class TestList:
     def test_not_a_list(self, decoder, body):
         with pytest.raises(SourceError, match="not a list of Service"):
             decoder.decode_list(Kind.SERVICE, body)
+
+
+class TestChange:
+    """A watch event and its object in one pass."""
+
+    @pytest.mark.parametrize("kind", ["ADDED", "MODIFIED"])
+    def test_an_object_that_exists(self, kind):
+        raw = json.dumps(service()).encode()
+        line = b'{"type": "%s", "object": %s}' % (kind.encode(), raw)
+
+        assert Decoder("here").decode_change(Kind.SERVICE, line) == Decoder("here").decode(Kind.SERVICE, raw)
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b'{"type": "DELETED", "object": {"metadata": {"name": "web"}, "spec": {}}}',
+            b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}',
+            b'{"type": "ADDED", "object": {"metadata": {"name": "web"}, "spec": {"ports": 1}}}',
+            b'{"type": "ADDED"',
+            b"<html>",
+        ],
+        ids=["deleted", "bookmark", "malformed", "cut", "garbage"],
+    )
+    def test_what_is_left_to_the_longer_way(self, line):
+        assert Decoder("here").decode_change(Kind.SERVICE, line) is None

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
-from agent.core.records import Delete, Kind, ListStarted, Malformed, NodeRecord, Upsert
+from agent.core.records import Kind, Malformed
 from agent.observe import metrics as meter
 from agent.observe.metrics import Metrics
-from tests.builders import key, piece, service
+from tests.builders import key
 
 SERVICES = "kubeproxy_sync_proxy_rules_service_changes_total"
 ENDPOINTS = "kubeproxy_sync_proxy_rules_endpoint_changes_total"
 
 
-@pytest.mark.parametrize(
-    ("event", "services", "endpoints"),
-    [
-        pytest.param(Upsert(service()), 1, 0, id="service"),
-        pytest.param(Upsert(piece("s")), 0, 1, id="slice"),
-        pytest.param(Upsert(NodeRecord("n1")), 0, 0, id="node"),
-        pytest.param(Delete(Kind.SERVICE, key("web")), 1, 0, id="service-goes"),
-        pytest.param(Delete(Kind.ENDPOINT_SLICE, key("s")), 0, 1, id="slice-goes"),
-        pytest.param(Delete(Kind.NODE, key("n1")), 0, 0, id="node-goes"),
-        pytest.param(ListStarted(Kind.SERVICE), 0, 0, id="list"),
-    ],
-)
-def test_changes_are_counted_by_kind(event, services, endpoints):
+def test_changes_are_counted_by_kind():
     metrics = Metrics()
-    metrics.change(event)
+    before = time.time()
+    metrics.taken_in({Kind.SERVICE: 2, Kind.ENDPOINT_SLICE: 3, Kind.NODE: 5})
+    read = metrics.registry.get_sample_value
 
-    assert metrics.registry.get_sample_value(SERVICES) == services
-    assert metrics.registry.get_sample_value(ENDPOINTS) == endpoints
+    assert read(SERVICES) == 2
+    assert read(ENDPOINTS) == 3
+    for family in ("IPv4", "IPv6"):
+        assert read("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", {"ip_family": family}) >= before
 
 
 def test_a_synchronisation_counts_for_both_families_and_skips_what_is_older_than_the_agent():

@@ -43,6 +43,7 @@ from agent.sources.decode import Decoder
 from agent.status import read_status
 
 if TYPE_CHECKING:
+    from agent.sources.kube_client import KubeClient
     from agent.sources.kube_events import EventRecorder
 
 log = logging.getLogger("ebproxy")
@@ -83,6 +84,7 @@ class Agent:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.metrics = Metrics()
+        self._client = None if config.manifests else _begin_client(config)
         self.dataplane = Dataplane(_dataplane_options(config))
         if not self.dataplane.is_migrating:
             self.dataplane.activate()
@@ -106,7 +108,9 @@ class Agent:
         write_facts(config.state_dir, self._facts())
 
     def start(self) -> None:
-        """Start every part, the source last."""
+        """Start every part, the source last. Raises: ConfigError if there is no way to the API server."""
+        if self._client:
+            self._client.connect()
         self.reconciler.start()
         self.control.start()
         for server in self.servers:
@@ -129,18 +133,17 @@ class Agent:
         return read_status(self.config, self.reconciler, self.source.describe())
 
     def _make_source(self) -> Source:
-        if self.config.manifests:
-            from agent.sources.manifests import ManifestSource  # noqa: PLC0415 - 16 MiB of client less to hold
+        if self._client is None:
+            from agent.sources.manifests import ManifestSource  # noqa: PLC0415 - only the source in use is held
 
+            assert self.config.manifests  # noqa: S101 - else there is a client
             decoder = Decoder(self.config.node_name)
             return ManifestSource(self.config.manifests, decoder, self.reconciler.submit, self._on_source_error)
         from agent.sources.kube import KubeSource  # noqa: PLC0415
-        from agent.sources.kube_client import KubeClient, KubeTarget  # noqa: PLC0415
         from agent.sources.kube_events import EventRecorder  # noqa: PLC0415
 
-        client = KubeClient(KubeTarget(self.config.kubeconfig, self.config.api_server or None))
-        self._recorder = EventRecorder(client, self.config.node_name)
-        return KubeSource(client, self.config.node_name, self.reconciler.submit, self._on_source_error)
+        self._recorder = EventRecorder(self._client, self.config.node_name)
+        return KubeSource(self._client, self.config.node_name, self.reconciler.submit, self._on_source_error)
 
     def _on_degraded(self, service: ObjectKey, reason: str) -> None:
         if self._recorder:
@@ -234,6 +237,13 @@ class Agent:
         gc.freeze()
         gc.enable()
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _begin_client(config: Config) -> KubeClient:
+    """Have the credentials read, in a child, while the dataplane is being opened."""
+    from agent.sources.kube_client import KubeClient, KubeTarget  # noqa: PLC0415 - not for manifests
+
+    return KubeClient(KubeTarget(config.kubeconfig, config.api_server or None))
 
 
 def _dataplane_options(config: Config) -> DataplaneOptions:

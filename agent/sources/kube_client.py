@@ -1,17 +1,20 @@
 """Talk HTTP to the API server: where it is, who we are, and what its failures mean.
 
-The `kubernetes` package contributes configuration, credentials and the urllib3 pool. Its models and its Watch are
-not used: responses stay raw, for `kube_stream` to frame and `decode` to type.
+The `kubernetes` package contributes configuration and credentials, in a child (`kube_credentials`); the transport is
+urllib3, as that package's own. Responses stay raw, for `kube_stream` to frame and `decode` to type.
 """
 
 from __future__ import annotations
 
 import email.utils
 import http.client
+import json
 import logging
 import os
+import socket
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,22 +22,19 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import urllib3
-import yaml
-from kubernetes.client import ApiClient, ApiException, Configuration
-from kubernetes.config import ConfigException, load_kube_config
-from kubernetes.config.incluster_config import InClusterConfigLoader
-from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from agent.errors import ConfigError
 from agent.sources.kube_chunks import ChunkedBody
+from agent.sources.kube_credentials import Credentials, Request
 from agent.sources.kube_failures import ApiFailure, Cause
-from agent.sources.kube_sockets import OpenSockets, tracked_pools
+from agent.sources.kube_inquiry import Inquiry, is_outdated
+from agent.sources.kube_pools import open_pools
+from agent.sources.kube_sockets import OpenSockets
 
 log = logging.getLogger("ebproxy.source.kube")
 
 SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _BODY_LIMIT = 64 * 1024  # of an error's body; a Status is far smaller, a proxy's HTML page need not be
-_UNCONFIGURED = (ConfigException, OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,24 @@ class KubeTarget:
     api_server: str | None = None
     service_account_dir: Path = SERVICE_ACCOUNT_DIR
 
+    def request(self) -> Request:
+        """Say it to the credentials child, which runs in another directory."""
+        return Request(
+            kubeconfig=_absolute(str(self.kubeconfig)) if self.kubeconfig else None,
+            api_server=self.api_server,
+            service_account_dir=_absolute(str(self.service_account_dir)),
+            agent_pid=os.getpid(),
+        )
+
+
+def _absolute(paths: str) -> str:
+    """Make absolute one path, or several with a colon between them as in KUBECONFIG."""
+    return os.pathsep.join(str(Path(path).expanduser().absolute()) for path in paths.split(os.pathsep) if path)
+
 
 @dataclass(frozen=True, slots=True)
 class HttpTimeouts:
-    """How long to wait for the network, and how often to read credentials again; all in seconds."""
+    """How long to wait for the network, and how often to look for new credentials; all in seconds."""
 
     connect_s: float = 5.0
     reload_s: float = 60.0
@@ -62,19 +76,32 @@ class HttpTimeouts:
 
     def socket_options(self) -> list[tuple[int, int, int]]:
         """Find a dead peer in about 45 s, though nothing is being sent."""
-        options = tcp_keepalive_socket_options(self.keepalive_idle_s, self.keepalive_interval_s, self.keepalive_count)
-        return cast("list[tuple[int, int, int]]", options)
+        return [
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive_idle_s),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self.keepalive_interval_s),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self.keepalive_count),
+        ]
 
 
 DEFAULT_TIMEOUTS = HttpTimeouts()
 
 
+class Access:
+    """Credentials in use, and the connections that were made with them. Compared by identity."""
+
+    def __init__(self, credentials: Credentials, pools: urllib3.PoolManager) -> None:
+        self.credentials = credentials
+        self.pools = pools
+
+
 class KubeClient:
     """Requests to one API server; safe to share between threads.
 
-    Credentials are read again before the first request after ``reload_s``, and at once after `reload`: rotated token
-    files and client certificates, edited kubeconfigs and exec plugins all come in that way. If they cannot be read,
-    the ones in use stay.
+    Reading credentials begins with the client, and is waited for in `connect` or with the first use. Before the first
+    request after ``reload_s`` they are read again if a file they came from has changed, or a plugin's expire; after
+    `reload`, always. If they cannot be read, the ones in use stay.
     """
 
     def __init__(
@@ -83,18 +110,35 @@ class KubeClient:
         timeouts: HttpTimeouts = DEFAULT_TIMEOUTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._target = target
+        self._request = target.request()
         self._timeouts = timeouts
         self._clock = clock
         self._sockets = OpenSockets()
-        self._lock = threading.Lock()
-        self._api = self._build()
-        self._loaded_at = clock()
+        self._access: Access | None = None
+        self._last_used = threading.local()
+        self._refused: Access | None = None
+        self._reading = threading.Lock()
+        self._lock = threading.Lock()  # over the next two
+        self._is_closed = False
+        self._inquiry: Inquiry | None = Inquiry(self._request)
+        self._checked_at = clock()
 
     @property
     def host(self) -> str:
         """The URL of the API server."""
-        return str(self._api.configuration.host)
+        return self.connect().credentials.host
+
+    def connect(self) -> Access:
+        """Wait for the first credentials.
+
+        Raises:
+            ConfigError: there are none, or they cannot be used.
+        """
+        if self._access is None:
+            with self._reading:
+                if self._access is None:
+                    self._access = self._read()
+        return self._access
 
     def open(self, path: str, query: Sequence[tuple[str, str]], read_timeout_s: float) -> KubeResponse:
         """Start a GET and return its body unread.
@@ -114,16 +158,17 @@ class KubeClient:
 
     def post(self, path: str, body: dict[str, Any], read_timeout_s: float = 10.0) -> None:
         """POST an object; the answer is not looked at beyond its status."""
-        response = self._send("POST", path, (), body, read_timeout_s)
+        response = self._send("POST", path, (), json.dumps(body), read_timeout_s)
         if not 200 <= response.status < 300:
             raise _refusal(response)
         with KubeResponse(response) as created:
             created.read_all()
 
     def reload(self) -> None:
-        """Read the credentials again at the next request."""
-        with self._lock:
-            self._loaded_at = float("-inf")
+        """Read the credentials again at the next request, unless those this thread used last are replaced already."""
+        used = getattr(self._last_used, "access", self._access)
+        if used is self._access:
+            self._refused = used
 
     def set_read_timeout(self, read_timeout_s: float) -> None:
         """Change the read timeout of the request this thread is reading."""
@@ -133,53 +178,77 @@ class KubeClient:
         """End every request in flight, in whichever thread it blocks, and refuse new ones."""
         self._sockets.close()
         with self._lock:
-            self._api.close()
+            self._is_closed = True
+            if self._inquiry:
+                self._inquiry.cancel()
+        if self._access:
+            self._access.pools.clear()
 
     def _send(
-        self, method: str, path: str, query: Sequence[tuple[str, str]], body: Any, read_timeout_s: float
+        self, method: str, path: str, query: Sequence[tuple[str, str]], body: str | None, read_timeout_s: float
     ) -> urllib3.HTTPResponse:
-        api = self._current()
+        access = self._last_used.access = self._current()
+        headers = {"Accept": "application/json", "User-Agent": "ebproxy"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if access.credentials.authorization:
+            headers["Authorization"] = access.credentials.authorization
+        url = access.credentials.host + path
+        if query:
+            url += "?" + urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
+        timeout = urllib3.Timeout(connect=self._timeouts.connect_s, read=read_timeout_s)
         with translated_failures():
-            verb, url, headers, payload, _ = api.param_serialize(
-                method,
-                path,
-                query_params=list(query),
-                header_params={"Accept": "application/json", "Content-Type": "application/json"},
-                body=body,
-                auth_settings=["BearerToken"],
+            answer = access.pools.request(
+                method, url, headers=headers, body=body, timeout=timeout, preload_content=False
             )
-            timeouts = (self._timeouts.connect_s, read_timeout_s)
-            answer = api.call_api(verb, url, headers, body=payload, _request_timeout=timeouts)
-        return cast("urllib3.HTTPResponse", answer.response)
+        return cast("urllib3.HTTPResponse", answer)
 
-    def _current(self) -> ApiClient:
-        with self._lock:
-            if self._clock() - self._loaded_at >= self._timeouts.reload_s:
-                self._loaded_at = self._clock()
-                self._replace()
-            return self._api
+    def _current(self) -> Access:
+        """Return what to use, read again where that is due.
 
-    def _replace(self) -> None:
+        One thread reads. Others wait only when what is in use was refused: a plugin may take its time.
+        """
+        access = self.connect()
+        if self._is_due(access) and self._reading.acquire(blocking=access is self._refused):
+            try:
+                access = self._access = self._renewed(self.connect())
+            finally:
+                self._reading.release()
+        return access
+
+    def _is_due(self, access: Access) -> bool:
+        return access is self._refused or self._clock() - self._checked_at >= self._timeouts.reload_s
+
+    def _renewed(self, access: Access) -> Access:
+        """Return new access, or the same where nothing new is to be had."""
+        if not self._is_due(access):
+            return access  # another thread has seen to it
         try:
-            fresh = self._build()
+            if access is not self._refused and not is_outdated(access.credentials):
+                return access
+            fresh = self._read()
         except ConfigError as error:
-            log.warning("credentials not readable, keeping those in use error=%r", str(error))
-            return
-        self._api.close()
-        self._api = fresh
+            if not self._is_closed:
+                log.warning("credentials not readable, keeping those in use error=%r", str(error))
+            return access
+        finally:
+            self._checked_at = self._clock()
+            self._refused = None
+        access.pools.clear()
+        return fresh
 
-    def _build(self) -> ApiClient:
-        configuration = load_configuration(self._target)
-        configuration.retries = False  # urllib3's own would sleep on Retry-After, deaf to close()
-        configuration.socket_options = self._timeouts.socket_options()
-        configuration.connection_pool_maxsize = 4
+    def _read(self) -> Access:
+        """Read credentials, or take those that are being read since the client is there. Raises: ConfigError."""
+        with self._lock:
+            if self._is_closed:
+                raise ConfigError([f"{self._request.origin}: not read, the client is closed"])
+            self._inquiry = inquiry = self._inquiry or Inquiry(self._request)
         try:
-            api = ApiClient(configuration)
-        except _UNCONFIGURED as error:
-            raise ConfigError([f"credentials of {configuration.host}: {error}"]) from error
-        api.user_agent = "ebproxy"
-        api.rest_client.pool_manager.pool_classes_by_scheme = tracked_pools(self._sockets)
-        return api
+            credentials = inquiry.answer()
+        finally:
+            with self._lock:
+                self._inquiry = None
+        return Access(credentials, open_pools(credentials, self._timeouts.socket_options(), self._sockets))
 
 
 class KubeResponse:
@@ -224,42 +293,6 @@ class KubeResponse:
             return self._response.read()
 
 
-def load_configuration(target: KubeTarget) -> Configuration:
-    """Read kubeconfig or service account, and put the explicit address over theirs.
-
-    Raises:
-        ConfigError: there is neither, or it cannot be used.
-    """
-    configuration = Configuration()
-    origin = f"kubeconfig {target.kubeconfig}" if target.kubeconfig else "in-cluster configuration"
-    try:
-        if target.kubeconfig:
-            load_kube_config(str(target.kubeconfig), client_configuration=configuration, persist_config=False)
-        else:
-            _load_service_account(target, configuration)
-    except _UNCONFIGURED as error:
-        raise ConfigError([f"{origin}: {error}"]) from error
-    if target.api_server:
-        configuration.host = target.api_server.rstrip("/")
-    # The hook would put the address of the file back; credentials come in through KubeClient's own reload instead.
-    configuration.refresh_api_key_hook = None
-    return configuration
-
-
-def _load_service_account(target: KubeTarget, configuration: Configuration) -> None:
-    environment = dict(os.environ)
-    if target.api_server:
-        environment.setdefault("KUBERNETES_SERVICE_HOST", "replaced")
-        environment.setdefault("KUBERNETES_SERVICE_PORT", "443")
-    directory = target.service_account_dir
-    InClusterConfigLoader(
-        token_filename=str(directory / "token"),
-        cert_filename=str(directory / "ca.crt"),
-        try_refresh_token=False,
-        environ=environment,
-    ).load_and_set(configuration)
-
-
 @contextmanager
 def translated_failures() -> Iterator[None]:
     """Turn the transport's many exceptions into ApiFailure.
@@ -274,8 +307,8 @@ def translated_failures() -> Iterator[None]:
         raise ApiFailure(Cause.TIMEOUT, str(error)) from error
     except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ProxyError) as error:
         raise ApiFailure(Cause.CONNECT, str(error)) from error
-    except (urllib3.exceptions.SSLError, ApiException) as error:
-        raise ApiFailure(Cause.CONNECT, str(error).strip()) from error
+    except urllib3.exceptions.SSLError as error:
+        raise ApiFailure(Cause.CONNECT, f"{type(error).__name__}: {error}") from error
     except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError, AttributeError) as error:
         raise ApiFailure(Cause.CUT, f"{type(error).__name__}: {error}") from error
 

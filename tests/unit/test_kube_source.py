@@ -6,7 +6,6 @@ import email.utils
 import threading
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,22 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.records import Kind, ObjectKey
-from agent.errors import ConfigError, SourceError
+from agent.errors import SourceError
 from agent.sources.kube import resources
-from agent.sources.kube_client import KubeTarget, load_configuration, retry_after_s
+from agent.sources.kube_client import retry_after_s
 from agent.sources.kube_events import Complaint, EventRecorder, event_body
 from agent.sources.kube_failures import ApiFailure, Backoff, Cause
 from agent.sources.kube_stream import LineFramer, is_older, read_event, read_head
-
-KUBECONFIG = """
-apiVersion: v1
-kind: Config
-current-context: here
-contexts: [{name: here, context: {cluster: c, user: u}}]
-clusters: [{name: c, cluster: {server: "http://api.example:8080"}}]
-users: [{name: u, user: {tokenFile: TOKEN}}]
-"""
-
 
 # Framing
 
@@ -153,97 +142,7 @@ def test_backoff_honours_what_the_server_asks() -> None:
     assert Backoff(0.1, 1, draw=lambda: 0.5).next_s(at_least_s=10) == 10.5
 
 
-# Configuration
-
-
-@pytest.fixture
-def service_account(tmp_path: Path) -> Path:
-    (tmp_path / "token").write_text("first")
-    (tmp_path / "ca.crt").write_text("certificate")
-    return tmp_path
-
-
-@pytest.fixture
-def kubeconfig(tmp_path: Path) -> Path:
-    (tmp_path / "token").write_text("first")
-    path = tmp_path / "kubeconfig"
-    path.write_text(KUBECONFIG.replace("TOKEN", str(tmp_path / "token")))
-    return path
-
-
-def token_of(target: KubeTarget) -> str:
-    value = load_configuration(target).get_api_key_with_prefix("BearerToken")
-    assert isinstance(value, str)
-    return value
-
-
-def test_kubeconfig_names_the_server_and_the_token(kubeconfig: Path) -> None:
-    target = KubeTarget(kubeconfig)
-
-    assert load_configuration(target).host == "http://api.example:8080"
-    assert token_of(target) == "Bearer first"
-
-
-def test_a_rotated_token_file_is_read_again(kubeconfig: Path) -> None:
-    target = KubeTarget(kubeconfig)
-    assert token_of(target) == "Bearer first"
-    (kubeconfig.parent / "token").write_text("second")
-
-    assert token_of(target) == "Bearer second"
-
-
-def test_the_service_account_is_used_without_a_kubeconfig(
-    service_account: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    target = KubeTarget(service_account_dir=service_account)
-
-    assert load_configuration(target).host == "https://[fd00::1]:443"
-    assert token_of(target) == "bearer first"
-
-
-@pytest.mark.parametrize("has_variables", [True, False])
-def test_an_explicit_address_wins_over_the_pods(
-    service_account: Path, monkeypatch: pytest.MonkeyPatch, has_variables: bool
-) -> None:
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.delenv("KUBERNETES_SERVICE_PORT", raising=False)
-    if has_variables:
-        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
-        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    target = KubeTarget(api_server="https://192.0.2.1:6443/", service_account_dir=service_account)
-
-    assert token_of(target) == "bearer first"
-    assert load_configuration(target).host == "https://192.0.2.1:6443"
-
-
-def test_an_explicit_address_wins_over_the_kubeconfigs(kubeconfig: Path) -> None:
-    configuration = load_configuration(KubeTarget(kubeconfig, "https://192.0.2.1:6443"))
-    configuration.get_api_key_with_prefix("BearerToken")
-
-    assert configuration.host == "https://192.0.2.1:6443"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [None, "", "[", "kind: Config", "current-context: x\ncontexts: []\nclusters: []\nusers: []", KUBECONFIG],
-    ids=["absent", "empty", "not-yaml", "no-context", "wrong-context", "no-token-file"],
-)
-def test_an_unusable_kubeconfig_is_a_configuration_error(tmp_path: Path, text: str | None) -> None:
-    path = tmp_path / "kubeconfig"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigError) as failed:
-        load_configuration(KubeTarget(path))
-
-    assert str(path) in str(failed.value)
-
-
-def test_outside_a_pod_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(ConfigError, match="in-cluster"):
-        load_configuration(KubeTarget(service_account_dir=tmp_path))
+# Resources
 
 
 def test_what_is_watched() -> None:

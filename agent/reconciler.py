@@ -15,7 +15,8 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from agent.core.model import Model
-from agent.core.plan import Plan, Planner
+from agent.core.plan import Plan
+from agent.core.planner import Planner
 from agent.core.records import Delete, Event, Kind, Malformed, ObjectKey, SliceRecord, Upsert
 from agent.core.services import DesiredPort, PortName
 from agent.errors import DataplaneError, LoaderError

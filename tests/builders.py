@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from agent.core.abi import FrontendKey, pack_backends
 from agent.core.addresses import family_of, format_endpoint, parse_address
-from agent.core.plan import KernelState, Planner
+from agent.core.plan import KernelState
+from agent.core.planner import Planner
 from agent.core.records import (
     Family,
     ObjectKey,

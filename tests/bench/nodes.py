@@ -8,7 +8,8 @@ from pathlib import Path
 
 from agent.core.abi import MapSizes
 from agent.core.model import Model
-from agent.core.plan import Plan, Planner
+from agent.core.plan import Plan
+from agent.core.planner import Planner
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
 from tests.bench.errors import BenchError
 from tests.bench.population import NODE, Population

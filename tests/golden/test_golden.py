@@ -20,7 +20,8 @@ import pytest
 from agent.cli.view import format_backends, format_frontend
 from agent.core.abi import Frontend
 from agent.core.model import Model
-from agent.core.plan import Plan, Planner
+from agent.core.plan import Plan
+from agent.core.planner import Planner
 from agent.sources.decode import Decoder
 from agent.sources.documents import read_contents
 from tests.property.fake_maps import FakeMaps, apply_watched

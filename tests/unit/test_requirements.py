@@ -32,7 +32,11 @@ def test_marked():
 
 @pytest.mark.parametrize(
     ("on_ci", "expected"),
-    [("", {"passed": 1, "skipped": 4}), ("0", {"passed": 1, "skipped": 4}), ("1", {"passed": 1, "skipped": 1, "failed": 3})],
+    [
+        ("", {"passed": 1, "skipped": 4}),
+        ("0", {"passed": 1, "skipped": 4}),
+        ("1", {"passed": 1, "skipped": 1, "failed": 3}),
+    ],
     ids=["unset", "0", "1"],
 )
 def test_skips(pytester, monkeypatch, on_ci, expected):

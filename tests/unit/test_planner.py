@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, Frontend, pack_header
-from agent.core.plan import KernelState, Plan, Planner
+from agent.core.plan import KernelState, Plan
+from agent.core.planner import Planner
 from agent.core.segments import REST_S
 from agent.core.services import DesiredPort
 from tests.builders import endpoint_text, frontend, key, pods, slots, want

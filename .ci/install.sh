@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # python3-bpfcc is the BCC binding (PyPI's `bcc` is another package); the rest is for demo, tests and benchmarks.
-packages=(python3 python3-venv python3-bpfcc iproute2 nftables iptables curl gcc libc6-dev util-linux)
+packages=(python3 python3-venv python3-bpfcc iproute2 nftables iptables curl gcc libc6-dev openssl util-linux)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -7,7 +7,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 # Without the system's packages, so that nothing the lock needs is left out because this machine has it.
 /usr/bin/python3 -m venv "$scratch/venv"
-"$scratch/venv/bin/pip" install --quiet --disable-pip-version-check '.[dev]' setuptools wheel
+"$scratch/venv/bin/pip" install --quiet --disable-pip-version-check --upgrade '.[dev]' 'setuptools>=68' wheel
 {
 	echo "# Made by \`make lock\` from pyproject.toml; edit that instead."
 	"$scratch/venv/bin/pip" freeze --all --exclude ebproxy --exclude pip

@@ -67,14 +67,18 @@ class Source(Protocol):
 
 @contextlib.contextmanager
 def only_agent(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory's lock. Raises: EbproxyError when another agent does."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / LOCK).open("w", encoding="ascii") as lock:
+    """Hold the state directory's lock. Raises: EbproxyError when an agent does, or the directory cannot be had."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock = (state_dir / LOCK).open("w", encoding="ascii")
+    except OSError as error:
+        raise EbproxyError(f"cannot use state directory {state_dir}: {error.strerror}; run as root") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            message = f"another agent holds {lock.name}; stop it, or give this one a --state-dir and --bpffs of its own"
-            raise EbproxyError(message) from error
+            hint = "stop it first (several agents on one machine need a --state-dir and --bpffs each)"
+            raise EbproxyError(f"an agent runs and holds {lock.name}; {hint}") from error
         yield
 
 
@@ -156,8 +160,11 @@ class Agent:
     def _vitals(self) -> Vitals:
         reconciler = self.reconciler
         since = reconciler.pending_since if reconciler.model.is_synced else None
-        node_is_fine = reconciler.model.node_exists is not False and not reconciler.model.node.deleting
-        return Vitals(time.monotonic() - since if since else None, node_is_fine, reconciler.failure is not None)
+        model = reconciler.model
+        # A directory that never held our Node says nothing about it; an API server without it says that it is gone.
+        is_gone = model.node_exists is False and (model.node_was_seen or self.config.manifests is None)
+        is_eligible = not is_gone and not model.node.deleting
+        return Vitals(time.monotonic() - since if since else None, is_eligible, reconciler.failure is not None)
 
     def _make_servers(self) -> Iterator[HttpServer]:
         health = Health(self._vitals, self.config.sync_period_s)
@@ -269,6 +276,8 @@ def run(config: Config) -> int:
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     if config.unused:
         log.warning("fields of the configuration without effect here: %s", ", ".join(config.unused))
+    if config.manifests and (config.kubeconfig or config.api_server):
+        log.warning("objects come from %s: kubeconfig and apiServer have no effect", config.manifests)
     if config.oom_score_adj is not None:
         with contextlib.suppress(PermissionError):
             Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj), encoding="ascii")
@@ -278,6 +287,7 @@ def run(config: Config) -> int:
         log.info("ebproxy %s runs on node %s, layout %s", agent.__version__, config.node_name, parts.dataplane.layout)
         status = _wait(parts.reconciler)
         parts.stop()
+        log.info("stopped; what is programmed stays, and `ebproxy cleanup` removes it")
     return status
 
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Remove everything. Raises: EbproxyError while an agent runs."""
     with only_agent(args.state_dir):
-        removed = [*remove(args.bpffs), *_remove_state(args.state_dir)]
+        removed = [*remove(args.bpffs), *_remove_state(args.state_dir)] or ["nothing: there was nothing to remove"]
     if args.output == "json":
         print_json({"removed": removed})
     else:
@@ -32,10 +32,11 @@ def run(args: argparse.Namespace) -> int:
 def _remove_state(state_dir: Path) -> list[str]:
     """Remove the agent's own files, and the directory if nothing else is in it."""
     removed = []
-    for name in (control.SOCKET, facts.FILE, names.FILE, LOCK):
+    for name in (control.SOCKET, facts.FILE, names.FILE):
         with contextlib.suppress(FileNotFoundError):
             (state_dir / name).unlink()
             removed.append(f"removed {state_dir / name}")
+    (state_dir / LOCK).unlink()  # which cleanup itself holds
     with contextlib.suppress(OSError):
         state_dir.rmdir()
     return removed

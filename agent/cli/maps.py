@@ -9,6 +9,9 @@ from typing import Any
 
 from agent.cli.output import print_json, print_table
 from agent.cli.view import open_store
+from agent.core.abi import FIRST_FREE_SLOT
+from agent.core.plan import split_slots
+from agent.core.segments import order_for
 from agent.kernel import bpf
 from agent.kernel.maps import MapStore
 
@@ -48,9 +51,10 @@ def _document(name: str, opened: bpf.Map, store: MapStore) -> dict[str, Any]:
 
 
 def _count(name: str, opened: bpf.Map, store: MapStore) -> int:
-    """Entries in use; of an array, the slots that hold something."""
+    """Count entries in use; of segments the slots of their blocks, of other arrays those that hold something."""
     if name == "segments":
-        return sum(1 + len(slots) // opened.info.value_size for slots, _ in store.read_state().segments.values())
+        segments = store.read_state().segments.values()
+        return FIRST_FREE_SLOT + sum(1 << order_for(1 + len(split_slots(slots))) for slots, _ in segments)
     if opened.info.type in {bpf.MapType.ARRAY, bpf.MapType.PERCPU_ARRAY}:
         return sum(any(value) for _, value in opened.items())
     return sum(1 for _ in opened.items())

@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
     """Print services. Raises: EbproxyError when the one asked for is not there."""
     if args.verb == "show" and not args.name:
         raise ConfigError(["service show: say which: NAMESPACE/NAME"])
+    if args.verb == "list" and args.name:
+        raise ConfigError([f"service list: takes no name; `ebproxy service show {args.name}` shows one"])
     with closing(open_store(args.bpffs)) as store:
         views = read_services(store, args.state_dir)
     if args.verb == "show":

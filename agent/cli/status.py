@@ -10,8 +10,12 @@ from agent.cli.output import print_json, print_table
 from agent.errors import AgentUnreachable
 from agent.observe.control import ask
 
-HELP = "say whether everything listed is programmed, and what is not; exit status 1 when something is not"
+HELP = (
+    "say whether everything listed that can be read is programmed, and name what is not or cannot; "
+    "exit status 1 when something is not"
+)
 _POLL_S = 0.05
+_NODE = {True: "exists", False: "not found", None: "not listed yet"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +55,14 @@ def _settled_status(args: argparse.Namespace) -> dict[str, Any]:
 def _print(status: dict[str, Any]) -> None:
     waiting = ", ".join(status["not_listed"])
     state = "programmed" if status["is_settled"] else f"waiting for {waiting}" if waiting else "not as desired"
-    rows = [("state", state)]
+    if unread := len(status["malformed"]) + len(status["source"].get("faults", ())):
+        state += f", but {unread} cannot be read"
+    rows = [("state", state), ("node object", _NODE[status["node_exists"]])]
     rows += [(key, status[key]) for key in ("node", "version", "services", "service_ports", "backends")]
     rows += [("socketLB", status["socket_lb"]), ("cgroup", status["cgroup"]), ("layout", status["layout"])]
+    faults = status["source"].pop("faults", [])
     rows += [("source", " ".join(f"{key}={value}" for key, value in status["source"].items()))]
+    rows += [("fault", fault) for fault in faults]
     rows += [(f"map {name}", f"{m['entries']} of {m['capacity']}") for name, m in status["maps"].items()]
     print_table(("what", "value"), rows)
     if status["degraded"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import socket
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from agent.core.plan import split_slots
 from agent.core.records import Protocol
 from agent.errors import AgentUnreachable, ConfigError
 from agent.kernel.maps import MapStore
+from agent.kernel.netlink import local_addresses
 from agent.observe.control import ask
 from agent.observe.facts import Facts, read_facts
 from agent.observe.names import Name, read_names
@@ -84,7 +84,8 @@ def decide(store: MapStore, names: dict[int, Name], target: FrontendKey, origin:
     """Follow the programs' own steps through the maps."""
     value = store.maps["frontends"].lookup(target.pack())
     if value is None:
-        return Outcome("pass", "no service has this address, port and protocol: left alone")
+        sctp = ", and SCTP is not translated yet" if target.protocol is Protocol.SCTP else ""
+        return Outcome("pass", f"no service has this address, port and protocol: left alone{sctp}")
     frontend = Frontend.unpack(value)
     name = names.get(frontend.service, Name(f"id:{frontend.service}", "", "", ""))
     described = {"service": name.service, "port": name.port, "kind": "ClusterIP"}
@@ -120,20 +121,9 @@ def _origin(args: argparse.Namespace, store: MapStore, facts: Facts) -> str:
         if "/" in args.source:
             return "pod"
         raise ConfigError([f"--from {args.source!r}: not an address, NAMESPACE/POD or `host`"]) from error
-    if _is_local(format_address(address)):
+    if address in local_addresses():
         return "host"
     return "pod" if _is_pod(address, args, store, facts) else "outside"
-
-
-def _is_local(address: str) -> bool:
-    """Whether an address is this node's: only then can a socket be bound to it."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
 
 
 def _is_pod(address: bytes, args: argparse.Namespace, store: MapStore, facts: Facts) -> bool:

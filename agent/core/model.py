@@ -31,6 +31,7 @@ class Model:
     def __init__(self, node_name: str) -> None:
         self.node = NodeRecord(node_name)
         self.node_exists: bool | None = None
+        self.node_was_seen = False
         self.services: dict[ObjectKey, ServiceRecord] = {}
         self.slices: dict[ObjectKey, tuple[SliceRecord, ...]] = {}
         self.dirty: set[ObjectKey] = set()
@@ -108,7 +109,7 @@ class Model:
         if record.zone != self.node.zone:
             self.dirty.update(self.services)
         self.node = record
-        self.node_exists = True
+        self.node_exists = self.node_was_seen = True
 
     def _put_slice(self, record: SliceRecord) -> None:
         owner = self._owner_of_slice.get(record.key)

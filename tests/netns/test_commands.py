@@ -118,7 +118,7 @@ def test_maps_are_shown_with_what_is_in_them(make_scene):
     maps = {entry["name"]: entry for entry in scene.agent.json("maps")["maps"]}
 
     assert maps["frontends"]["entries"] == 4
-    assert maps["segments"]["entries"] == 4 * (1 + 3)
+    assert maps["segments"]["entries"] == 2 + 4 * (1 + 3)  # the shared empty ones, and blocks of four
     assert all(entry["memory"] > 0 for entry in maps.values())
     assert scene.agent.map_ids() == {name: entry["id"] for name, entry in maps.items()}
 

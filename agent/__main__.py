@@ -23,13 +23,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
+
+
 def _common() -> argparse.ArgumentParser:
     """Build the flags that every command but ``run``, which configures more, has."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--state-dir", metavar="DIR", type=Path, default=Path("/run/ebproxy"), help="default /run/ebproxy"
+        "--state-dir", metavar="DIR", type=_absolute, default=Path("/run/ebproxy"), help="default /run/ebproxy"
     )
-    parser.add_argument("--bpffs", metavar="DIR", type=Path, default=Path("/sys/fs/bpf"), help="default /sys/fs/bpf")
+    parser.add_argument(
+        "--bpffs", metavar="DIR", type=_absolute, default=Path("/sys/fs/bpf"), help="default /sys/fs/bpf"
+    )
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default table")
     return parser
 

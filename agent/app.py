@@ -27,7 +27,7 @@ from agent.config import Config, describe
 from agent.config_values import BindAddress
 from agent.core.model import Model
 from agent.core.records import ObjectKey
-from agent.errors import DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
+from agent.errors import ConfigError, DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
 from agent.kernel import probe
 from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
@@ -78,7 +78,7 @@ def only_agent(state_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             hint = "stop it first (several agents on one machine need a --state-dir and --bpffs each)"
-            raise EbproxyError(f"an agent runs and holds {lock.name}; {hint}") from error
+            raise EbproxyError(f"another agent holds {lock.name}; {hint}") from error
         yield
 
 
@@ -89,10 +89,14 @@ class Agent:
         self.config = config
         self.metrics = Metrics()
         self._client = None if config.manifests else _begin_client(config)
+        if config.manifests and not config.manifests.is_dir():
+            raise ConfigError([f"manifests: {config.manifests} is not a directory"])
+        if self._client:
+            self._client.connect()  # before anything is put into the kernel that nobody would fill
         self.dataplane = Dataplane(_dataplane_options(config))
         if not self.dataplane.is_migrating:
             self.dataplane.activate()
-        self.names = NameJournal(config.state_dir)
+        self.names = NameJournal(config.state_dir, self._ids_in_use())
         self.reconciler = Reconciler(
             Model(config.node_name),
             self.dataplane,
@@ -111,10 +115,14 @@ class Agent:
         self.servers = list(self._make_servers())
         write_facts(config.state_dir, self._facts())
 
+    def _ids_in_use(self) -> set[int] | None:
+        """Read which service ids the maps hold; None while another layout is in use, and with it other ids."""
+        if self.dataplane.is_migrating:
+            return None
+        return {frontend.service for frontend in self.dataplane.store.read_state().frontends.values()}
+
     def start(self) -> None:
-        """Start every part, the source last. Raises: ConfigError if there is no way to the API server."""
-        if self._client:
-            self._client.connect()
+        """Start every part, the source last."""
         self.reconciler.start()
         self.control.start()
         for server in self.servers:
@@ -124,6 +132,8 @@ class Agent:
 
     def stop(self) -> None:
         """Stop every part, the source first."""
+        if self._recorder:
+            self._recorder.stop()
         self.source.stop()
         for server in self.servers:
             server.stop()
@@ -224,6 +234,11 @@ class Agent:
             ("ebproxy_degraded_service_ports", "Service ports that are not as desired", len(planner.degraded)),
             ("ebproxy_settled", "Whether everything listed is programmed", float(self.reconciler.is_settled.is_set())),
             ("kubeproxy_sync_proxy_rules_service_changes_pending", "Services to resolve", len(model.dirty)),
+            (
+                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+                "The same: both are resolved together",
+                len(model.dirty),
+            ),
         ):
             yield from meter.gauge(name, text, {"": value})
 
@@ -233,7 +248,7 @@ class Agent:
             pid=os.getpid(),
             socket_lb=self.config.socket_lb,
             cluster_cidrs=tuple(str(cidr) for cidr in self.config.cluster_cidrs),
-            host_netns=_netns_cookie(),
+            cgroup=str(self.dataplane.options.cgroup or ""),
         )
 
     def _settle_memory(self) -> None:
@@ -295,6 +310,8 @@ def _build(config: Config) -> Agent:
     """Build an agent. Raises: UnsupportedKernel where it is the kernel that cannot, else what went wrong."""
     try:
         return Agent(config)
+    except OSError as error:
+        raise EbproxyError(f"cannot start on {config.bpffs} and {config.state_dir}: {error}") from error
     except (DataplaneError, LoaderError) as error:
         for feature in probe.features():
             if not feature.is_there and not feature.is_denied:

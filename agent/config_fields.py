@@ -66,7 +66,7 @@ FIELDS: Mapping[str, Field] = {
     "socketLB": _ours(read.choice("all", "host", "off")),
     "rememberPeer": _ours(read.boolean),
     "mapSizes.frontends": _ours(_SIZE),
-    "mapSizes.segments": _ours(_SIZE),
+    "mapSizes.segments": _ours(read.integer(4, _MOST_ENTRIES)),  # the shared empty ones, and one of its own
     "mapSizes.socketOrigins": _ours(read.power_of_two(2, _MOST_ENTRIES)),
     "mapSizes.peerOrigins": _ours(_SIZE),
     "driftCheckPeriod": _ours(read.period),

@@ -140,8 +140,8 @@ def period(value: object) -> float:
 
 
 def path(value: object) -> Path:
-    """Read a path of the file system."""
-    return Path(text(value))
+    """Read a path of the file system; a relative one is of the directory the agent is started in."""
+    return Path(text(value)).absolute()
 
 
 def address(value: object) -> str:

@@ -2,7 +2,6 @@
 
 EbproxyError
 ├── ConfigError           the operator's configuration is wrong: all faults at once, exit status 2
-├── MalformedObject       one Kubernetes object is wrong: skip it, name it, count it
 ├── CapacityError         a map is full for one service port: degrade it, keep the rest
 ├── DataplaneError        the kernel refused a write: read back what is there, and retry
 ├── LoaderError           the BPF programs did not compile, verify or match the agent's layout
@@ -26,17 +25,6 @@ class ConfigError(EbproxyError):
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
         super().__init__("; ".join(self.faults))
-
-
-class MalformedObject(EbproxyError):
-    """An object that cannot be used: which one, which field, and why."""
-
-    def __init__(self, kind: str, name: str, field: str, reason: str) -> None:
-        self.kind = kind
-        self.name = name
-        self.field = field
-        self.reason = reason
-        super().__init__(f"{kind} {name}: {field}: {reason}")
 
 
 class CapacityError(EbproxyError):

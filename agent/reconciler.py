@@ -291,8 +291,11 @@ class Reconciler:
         return Planner(sizes.segments, sizes.frontends - 1, store.read_state(), self._names.last_id)
 
     def _heal_drift(self) -> None:
-        """Compare the maps with what was planned; where they differ, read back and plan anew."""
+        """Compare hooks and maps with what was planned; attach again, or read back and plan anew."""
         self._drift_at = time.monotonic() + self._drift_period_s
+        if reattached := self.dataplane.reattach() if self.dataplane.is_active else 0:
+            self._metrics.drift(reattached)
+            log.warning("%d hooks did not run our programs; attached again", reattached)
         differing = self.planner.differences(self.dataplane.store.read_state())
         if differing:
             self._metrics.drift(differing)

@@ -90,18 +90,23 @@ static __always_inline bool origin_recall(u64 cookie, struct endpoint *peer)
 	return true;
 }
 
-/* Free what a socket holds. Its peers in the LRU hash other than the connected one age out. */
+/* Forget that an address stands for a service. Most often it does not, and a lookup is cheaper than a deletion. */
+static __always_inline void origin_forget_peer(u64 cookie, const struct endpoint *peer)
+{
+	struct peer_key key = origin_peer_key(cookie, peer);
+
+	if (peer_origins.lookup(&key))
+		peer_origins.delete(&key);
+}
+
+/* Free what a socket holds for the peer it is connected to. Its other peers in the LRU hash age out. */
 static __always_inline void origin_forget(u64 cookie, const struct endpoint *peer)
 {
 	struct origin *slot = origin_slot(cookie);
-	struct peer_key key = {};
 
-	if (slot && slot->cookie == cookie) {
+	if (slot && slot->cookie == cookie)
 		slot->cookie = 0;
-		return;
-	}
-	key = origin_peer_key(cookie, peer);
-	peer_origins.delete(&key);
+	origin_forget_peer(cookie, peer);
 }
 
 #endif

@@ -75,14 +75,6 @@ static __always_inline bool sock_remembers(struct bpf_sock_addr *ctx)
 #endif
 }
 
-/* Whether this connect() follows another one, as only datagram sockets do: what was asked then is no longer true. */
-static __always_inline bool sock_was_connected(struct bpf_sock_addr *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-
-	return sk && sk->dst_port;
-}
-
 /* Turn a refusal into what the application's system call returns. */
 static __always_inline int sock_refuse(enum lb_verdict verdict)
 {
@@ -112,8 +104,9 @@ static __always_inline enum lb_verdict sock_connect(struct bpf_sock_addr *ctx, s
 	verdict = lb_translate(&asked, (u8)ctx->protocol, bpf_get_prandom_u32(), peer);
 	if (verdict == LB_FORWARD && sock_remembers(ctx))
 		origin_remember(socket_cookie(ctx), &asked, peer);
-	else if (verdict == LB_PASS && sock_was_connected(ctx))
-		origin_forget(socket_cookie(ctx), peer);
+	else if (verdict == LB_PASS)
+		origin_forget(socket_cookie(ctx),
+			      peer); /* what this socket asked for before is no longer true */
 	return verdict;
 }
 
@@ -138,6 +131,8 @@ static __always_inline enum lb_verdict sock_send(struct bpf_sock_addr *ctx, stru
 		lb_translate(&asked, (u8)ctx->protocol, (u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32), peer);
 	if (verdict == LB_FORWARD)
 		origin_remember_peer(cookie, &asked, peer);
+	else if (verdict == LB_PASS)
+		origin_forget_peer(cookie, peer);
 	return verdict;
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent.app import LOCK, only_agent
 from agent.cli.output import print_json, print_table
+from agent.kernel import selftest
 from agent.kernel.dataplane import remove
 from agent.observe import control, facts, names
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Remove everything. Raises: EbproxyError while an agent runs."""
     with only_agent(args.state_dir):
+        _remove_self_tests(facts.read_facts(args.state_dir).cgroup)
         removed = [*remove(args.bpffs), *_remove_state(args.state_dir)] or ["nothing: there was nothing to remove"]
     if args.output == "json":
         print_json({"removed": removed})
@@ -29,10 +31,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _remove_self_tests(cgroup: str) -> None:
+    """Remove the cgroup of a self-test that was killed."""
+    if cgroup:
+        for below in Path(cgroup).glob(f"{selftest.CGROUP_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                below.rmdir()
+
+
 def _remove_state(state_dir: Path) -> list[str]:
     """Remove the agent's own files, and the directory if nothing else is in it."""
     removed = []
-    for name in (control.SOCKET, facts.FILE, names.FILE):
+    files = (control.SOCKET, facts.FILE, names.FILE)
+    for name in (*files, *(f"{Path(file).stem}.new" for file in files), f"{facts.FILE}.new"):
         with contextlib.suppress(FileNotFoundError):
             (state_dir / name).unlink()
             removed.append(f"removed {state_dir / name}")

@@ -98,7 +98,7 @@ class MapSizes:
     """Capacities, in entries. ``socket_origins`` is a power of two."""
 
     frontends: int = 32_768
-    segments: int = 196_608
+    segments: int = 262_144
     socket_origins: int = 32_768
     peer_origins: int = 16_384
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from agent.errors import DataplaneError
 from agent.kernel import bpf
 
+_HOOKS = {hook.name.lower() for hook in bpf.AttachType}
+
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
@@ -78,7 +80,7 @@ def attached_programs(directory: Path) -> dict[str, bpf.ProgInfo]:
     """
     pinned = _pinned_programs(directory.parent)
     programs = {}
-    for pin in sorted(directory.glob("*")):
+    for pin in sorted(path for path in directory.glob("*") if path.name in _HOOKS):
         with closing(bpf.obj_get(pin)) as link:
             info = bpf.link_info(link)
         if info.cgroup_id:
@@ -106,9 +108,9 @@ def _program_by_id(ident: int) -> bpf.ProgInfo:
 
 def detach(directory: Path) -> int:
     """Detach every link and remove its pin; returns how many there were."""
-    pins = sorted(directory.glob("*"))
+    pins = [pin for pin in sorted(directory.glob("*")) if pin.name in _HOOKS]
     for pin in pins:
-        with closing(bpf.obj_get(pin)) as link:
+        with contextlib.suppress(OSError), closing(bpf.obj_get(pin)) as link:  # of what is no link, only the pin goes
             bpf.link_detach(link)
         pin.unlink()
     return len(pins)

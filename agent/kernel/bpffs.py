@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 from pathlib import Path
 
@@ -48,6 +50,21 @@ def _mount(path: Path) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def lock(path: Path) -> int:
+    """Lock a directory against other agents, as long as the descriptor that is returned is open.
+
+    Raises: DataplaneError when another holds it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        message = f"another agent runs on {path}; stop it, or give this one a --bpffs of its own"
+        raise DataplaneError(message) from error
+    return fd
+
+
 def unmount_if_ours(path: Path) -> bool:
     """Unmount a bpffs that ``ensure_mounted`` mounted at ``path``, if nothing is left in it; returns whether it did."""
     source, point, kind = _mount_holding(path.resolve())
@@ -55,4 +72,8 @@ def unmount_if_ours(path: Path) -> bool:
     pins = [entry.name for entry in path.iterdir() if "." not in entry.name]
     if (source, point, kind) != (_SOURCE, path.resolve(), "bpf") or pins:
         return False
-    return bool(_libc.umount2(bytes(path), 0) == 0)
+    if _libc.umount2(bytes(path), 0) != 0:
+        return False
+    with contextlib.suppress(OSError):  # a directory of sysfs, for one, stays
+        path.rmdir()
+    return True

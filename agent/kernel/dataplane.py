@@ -48,6 +48,8 @@ class Dataplane:
         self.options = options
         bpffs.ensure_mounted(options.bpffs)
         self.root = options.bpffs / NAME
+        self.root.mkdir(exist_ok=True)
+        self._lock = bpffs.lock(self.root)
         specs = map_specs(options.sizes)
         self.layout = layout_id(specs)
         self.directory = self.root / self.layout
@@ -81,6 +83,12 @@ class Dataplane:
         self.is_active = True
         return changed
 
+    def reattach(self) -> int:
+        """Attach again what somebody detached; returns how many hooks that were. Raises: DataplaneError."""
+        if self.options.cgroup is None:
+            return 0
+        return attach.attach(self.root / LINKS, self.options.cgroup, self.programs)
+
     def _remove_former(self) -> None:
         for directory in layouts(self.root):
             if directory != self.directory:
@@ -94,6 +102,7 @@ class Dataplane:
         self.store.close()
         for fd in self.programs.values():
             os.close(fd)
+        os.close(self._lock)
 
 
 def layouts(root: Path) -> list[Path]:
@@ -126,11 +135,10 @@ def remove(bpffs_directory: Path) -> list[str]:
     said = []
     try:
         if root.is_dir():
-            said.append(f"detached {attach.detach(root / LINKS)} programs")
-            for directory in layouts(root):
-                said.append(f"removed layout {directory.name}")
-                shutil.rmtree(directory)
-            shutil.rmtree(root)
+            with attach.closing(bpffs.lock(root)):
+                said.append(f"detached {attach.detach(root / LINKS)} programs")
+                said += [f"removed layout {directory.name}" for directory in layouts(root)]
+                shutil.rmtree(root)
         if bpffs_directory.is_dir() and bpffs.unmount_if_ours(bpffs_directory):
             said.append(f"unmounted {bpffs_directory}")
         elif bpffs.is_bpffs(bpffs_directory) and not bpffs_directory.is_mount():

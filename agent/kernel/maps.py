@@ -66,6 +66,7 @@ class MapStore:
         sockets opened before a migration keep what they asked for. Raises: DataplaneError.
         """
         directory.mkdir(parents=True, exist_ok=True)
+        _drop_halves(directory, specs)
         maps = {}
         for spec in specs:
             try:
@@ -148,6 +149,17 @@ class MapStore:
             raw = self.maps["counters"].lookup(counter.to_bytes(4, sys.byteorder)) or b""
             totals[counter] = sum(array("Q", raw))
         return totals
+
+
+def _drop_halves(directory: Path, specs: tuple[MapSpec, ...]) -> None:
+    """Unpin frontends without their segments, and the other way round: each means nothing alone."""
+    pair = [spec for spec in specs if not spec.carries_over]
+    opened = [open_valid(directory / spec.name, spec) for spec in pair]
+    for found in filter(None, opened):
+        found.close()
+    if None in opened:
+        for spec in pair:
+            (directory / spec.name).unlink(missing_ok=True)
 
 
 def _open_or_create(directory: Path, spec: MapSpec, former: tuple[Path, ...]) -> bpf.Map:

@@ -20,6 +20,7 @@ from agent.core.records import Protocol
 from agent.errors import DataplaneError
 from agent.kernel.maps import MapStore
 
+CGROUP_PREFIX = "ebproxy_selftest_"
 _ADDRESS = "192.0.2.1"
 _CHILD_LIMIT_S = 10
 # Runs in a cgroup below the node's root: join it, connect, and say by exit status whether the hook refused.
@@ -66,7 +67,7 @@ def _is_refused(port: int) -> bool:
 
 def _is_refused_below(cgroup: Path, port: int) -> bool:
     """Whether a process in a new cgroup below the root is refused (the agent itself may run beside the node's tree)."""
-    below = cgroup / f"ebproxy_selftest_{os.getpid()}"
+    below = cgroup / f"{CGROUP_PREFIX}{os.getpid()}"
     try:
         below.mkdir()
     except OSError:

@@ -16,7 +16,7 @@ class Facts(msgspec.Struct, frozen=True):
     pid: int = 0
     socket_lb: str = "all"
     cluster_cidrs: tuple[str, ...] = ()
-    host_netns: int = 0
+    cgroup: str = ""
 
 
 def write_facts(state_dir: Path, facts: Facts) -> None:

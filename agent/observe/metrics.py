@@ -73,7 +73,7 @@ class Metrics:
             "ebproxy_malformed_objects", "Versions of objects that could not be read", ("kind",), registry=registry
         )
         self._drift = Counter(
-            "ebproxy_drift_entries", "Map entries found not as they were written, and healed", registry=registry
+            "ebproxy_drift_entries", "Map entries and hooks found not as they were left, and healed", registry=registry
         )
         Gauge("ebproxy_build_info", "The version that runs", ("version",), registry=registry).labels(
             agent.__version__

@@ -28,9 +28,14 @@ class Name(NamedTuple):
 class NameJournal:
     """Appends the names of new service ids. Keeps no names, only the hash of each line: there may be many."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, live: Container[int] | None = None) -> None:
+        """Begin with the names that are there; of ids that are not ``live`` only the last, so that none comes again."""
         self._path = path = state_dir / FILE
-        lines = {ident: _line(ident, name) for ident, name in read_names(state_dir).items()}
+        names = read_names(state_dir)
+        last = max(names, default=0)
+        lines = {
+            ident: _line(ident, name) for ident, name in names.items() if live is None or ident in live or ident == last
+        }
         self._known = {ident: hash(line) for ident, line in lines.items()}
         # Without the lines that later ones overrule; by a rename, so that readers see the old file or the new.
         beside = path.with_suffix(".new")
@@ -67,7 +72,7 @@ class NameJournal:
 
 
 def _line(ident: int, name: Name) -> str:
-    return "\t".join((str(ident), *name)) + "\n"
+    return "\t".join((str(ident), *(" ".join(field.split()) for field in name))) + "\n"
 
 
 def read_names(state_dir: Path) -> dict[int, Name]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,13 +24,20 @@ Open = Callable[..., Dataplane]
 
 
 @pytest.fixture
-def opened(bpffs: Path, cgroup: Path) -> Iterator[Open]:
+def every() -> list[Dataplane]:
+    """The dataplanes that are open."""
+    return []
+
+
+@pytest.fixture
+def opened(bpffs: Path, cgroup: Path, every: list[Dataplane]) -> Iterator[Open]:
     """Open dataplanes over one bpffs and one cgroup; at the end, remove them."""
-    every: list[Dataplane] = []
 
     def open_dataplane(**changes: object) -> Dataplane:
         sizes = changes.pop("sizes", SIZES)
         options = DataplaneOptions(bpffs, changes.pop("cgroup", cgroup), sizes, **changes)  # type: ignore[arg-type]
+        for former in every:
+            fcntl.flock(former._lock, fcntl.LOCK_UN)  # as the kernel does when an agent is killed
         every.append(Dataplane(options))
         return every[-1]
 
@@ -193,15 +201,53 @@ def test_links_of_a_cgroup_that_is_gone_are_replaced(opened, cgroup):
     assert attached(cgroup) == ids(plane)
 
 
-def test_removal_leaves_nothing(opened, bpffs, cgroup):
+def test_one_agent_at_a_time(opened, bpffs):
+    plane = opened()
+    plane.activate()
+
+    with pytest.raises(DataplaneError, match="another agent"):
+        Dataplane(plane.options)
+    with pytest.raises(DataplaneError, match="another agent"):
+        dataplane.remove(bpffs)
+    assert plane.activate() == 0, "nothing was touched"
+
+
+@pytest.mark.parametrize("lost", ["frontends", "segments"])
+def test_frontends_without_their_segments_mean_nothing(opened, cgroup, lost):
+    """The programs go on with the maps they have; new ones are filled before the hooks turn."""
+    first = opened()
+    first.activate()
+    before = ids(first)
+    (first.directory / lost).unlink()
+    second = opened()
+
+    assert second.is_migrating
+    assert second.store.read_state().frontends == {}
+    for name in ("frontends", "segments"):
+        assert second.store.maps[name].info.id != first.store.maps[name].info.id
+    assert attached(cgroup) == before
+
+
+def test_a_foreign_pin_among_the_links_does_not_stop_the_removal(opened, bpffs, cgroup):
+    plane = opened()
+    plane.activate()
+    bpf.obj_pin(plane.store.maps["counters"].fd, plane.root / "links" / "foreign")
+    fcntl.flock(plane._lock, fcntl.LOCK_UN)
+
+    dataplane.remove(bpffs)
+
+    assert attached(cgroup) == dict.fromkeys(SOCKET_HOOKS, ())
+    assert not plane.root.exists()
+
+
+def test_removal_leaves_nothing(opened, bpffs, cgroup, every):
     plane = opened()
     plane.activate()
     maps = [map_.info.id for map_ in plane.store.maps.values()]
     programs = [ident for (ident,) in ids(plane).values()]
     plane.close()
     dataplane.remove(bpffs)
-    plane.store.maps.clear()
-    plane.programs.clear()
+    every.remove(plane)
 
     assert attached(cgroup) == dict.fromkeys(SOCKET_HOOKS, ())
     assert not list(bpffs.glob("*"))

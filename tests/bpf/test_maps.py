@@ -87,7 +87,9 @@ def test_a_map_that_is_not_as_specified_is_made_anew_and_the_others_stay(store, 
 
     again = MapStore.open(bpffs / "maps", SPECS)
 
-    assert {name for name in ids(again) if ids(again)[name] != ids(store)[name]} == {spec.name}
+    # Frontends and segments mean nothing without each other.
+    anew = {"frontends", "segments"} if spec.name in {"frontends", "segments"} else {spec.name}
+    assert {name for name in ids(again) if ids(again)[name] != ids(store)[name]} == anew
     assert again.maps[spec.name].info.max_entries == spec.max_entries
     assert again.maps[spec.name].info.value_size == spec.value.size
     again.close()

@@ -186,3 +186,23 @@ def test_one_changed_endpoint_writes_one_slot(scene, name):
     until(scene.agent.is_settled, "it is settled")
 
     assert scene.agent.map_writes() == writes + 4
+
+
+def test_a_hook_that_somebody_detached_is_attached_again(drifting):
+    """A Service is a plain address meanwhile; it is noticed at the next comparison, and counted."""
+    ips = drifting.publish("hooked", drifting.web)
+    before = healed(drifting.agent)
+    (drifting.agent.bpffs / "ebproxy" / "links" / "connect4").unlink()
+
+    until(lambda: healed(drifting.agent) > before, "the hook is counted as healed")
+    assert drifting.pod.ask("tcp", ips[0], 80).name in {"web-1", "web-2"}
+
+
+def test_a_source_that_is_not_there_puts_nothing_into_the_kernel(scene, tmp_path):
+    ran = scene.agent.cli(
+        "run", "--manifests", str(tmp_path / "none"), "--state-dir", str(tmp_path / "s"), "--bpffs", str(tmp_path / "b")
+    )
+
+    assert ran.returncode == 2
+    assert "is not a directory" in ran.stderr
+    assert not (tmp_path / "b").exists()

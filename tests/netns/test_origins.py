@@ -136,3 +136,24 @@ def test_without_the_memory_connections_go_on(make_scene):
 
     assert (scene.web[0].v4, 8080) == tcp.peer
     assert (ips[0], 80) == udp.peer == udp.source == unconnected.source
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("asked", ["connect", "sendto"])
+def test_a_socket_that_turns_to_the_backend_itself_knows_its_backend(scene, name, family, asked):
+    """The very backend the Service had chosen, and no longer by way of the Service."""
+    ip = scene.publish(name, scene.web[:1])[family == 6]
+    backend = scene.web[0].endpoint(family).address
+    sock = scene.pod.open("udp", family)
+    if asked == "connect":
+        sock.connect(ip, 80)
+        assert sock.peer() == (ip, 80)
+    else:
+        assert sock.ask_at(ip, 80) == ("web-1", (ip, 80))
+        assert sock.ask_at(backend, 8080) == ("web-1", (backend, 8080))
+        assert sock.ask_at(ip, 80) == ("web-1", (ip, 80))
+
+    sock.connect(backend, 8080)
+
+    assert sock.peer() == (backend, 8080)
+    sock.close()

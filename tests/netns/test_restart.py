@@ -137,7 +137,9 @@ def test_a_former_layout_is_migrated_under_churn(make_scene, sizes):
         churn.wait_for(100)
         tally = churn.stop()
 
-    assert tally.errors == {}
+    # Maps of another size cannot be shared: what sockets asked for before is forgotten with them, and nothing else.
+    forgets = bool(sizes.keys() & {"socketOrigins", "peerOrigins"})
+    assert [what for what in tally.errors if not (forgets and "the peer is" in what)] == []
     now = scene.agent.map_ids()
     carried = {"socket_origins", "peer_origins", "counters"}
     changed = {"frontends", "segments"} | {

@@ -5,6 +5,7 @@ Pure functions from bytes to builtin values; `decode` makes records of those.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -18,8 +19,11 @@ KINDS = {
     ("discovery.k8s.io/v1", "EndpointSlice"): Kind.ENDPOINT_SLICE,
     ("v1", "Node"): Kind.NODE,
 }
+_LIST = ("v1", "List")
 _LISTS = {(version, f"{kind}List"): (version, kind) for version, kind in KINDS}
 _NESTING_LIMIT = 100
+# How alike a misspelt word is, of 1. The next of Kubernetes' own kinds, PodList to List, is at 0.73.
+_ALIKE = 0.75
 
 # What the constructors of YAML raise on values that contradict their tags, besides its own errors.
 _UNPARSABLE = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -44,7 +48,7 @@ class Contents(NamedTuple):
 
 
 def read_contents(content: bytes, *, is_json: bool) -> Contents:
-    """Find the objects in a file; objects of kinds that are not read are left out silently.
+    """Find the objects in a file; objects of kinds that are not read are left out silently, but not misspelt ones.
 
     Raises: ValueError, when the file cannot be parsed, as when it is half written.
     """
@@ -88,7 +92,7 @@ def _add(contents: Contents, document: object, where: str) -> None:
         contents.faults.append(f"{where} is not a mapping")
         return
     type_of = _type_of(document)
-    if type_of == ("v1", "List") or type_of in _LISTS:
+    if type_of == _LIST or type_of in _LISTS:
         item_type = _LISTS.get(type_of, ("", ""))
         for number, item in enumerate(_items_of(contents, document, where), start=1):
             _add_object(contents, item, item_type, f"{where}, item {number}")
@@ -106,6 +110,27 @@ def _add_object(contents: Contents, value: object, default: tuple[str, str], whe
         contents.faults.append(f"{where} has no {'kind' if type_of[0] else 'apiVersion'}")
     elif type_of in KINDS:
         contents.objects.append((KINDS[type_of], value))
+    elif meant := _what_is_meant(type_of):
+        contents.faults.append(f"{where} is {' '.join(type_of)}; did you mean {' '.join(meant)}?")
+
+
+def _what_is_meant(type_of: tuple[str, str]) -> tuple[str, str] | None:
+    """Find the type that another one is likely meant to be; lists are types that have just no place here."""
+    if type_of == _LIST or type_of in _LISTS:
+        return None
+    return next((known for known in (*KINDS, _LIST) if _resembles(type_of, known)), None)
+
+
+def _resembles(type_of: tuple[str, str], known: tuple[str, str]) -> bool:
+    """Tell whether a type is likely another one misspelt, and not simply another one."""
+    (version, kind), (known_version, known_kind) = type_of, known
+    if kind == known_kind and "." not in version:  # the groups of others have a domain
+        return True
+    return _is_alike(version, known_version) and _is_alike(kind, known_kind)
+
+
+def _is_alike(word: str, known: str) -> bool:
+    return difflib.SequenceMatcher(None, word.casefold(), known.casefold(), autojunk=False).ratio() >= _ALIKE
 
 
 def _items_of(contents: Contents, document: dict[str, object], where: str) -> Iterator[object]:

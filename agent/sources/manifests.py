@@ -6,6 +6,9 @@ that is where editors keep drafts and where a mounted ConfigMap keeps the genera
 - A file that cannot be read or parsed, or was emptied, is taken for half written: what it said before stays, the
   fault is reported, and the file's next change is the next attempt. To remove objects, remove the file or the
   document. The same holds when the directory itself vanishes.
+- A file that somebody has open for writing is not read until it is closed, or has been open for ten seconds.
+- While a file holds something that cannot be told to be this object or that, for want of a name or a kind, none of
+  its objects is removed: it may be the one.
 - An object that two files hold, or one file twice, is what the last of them says, in the order of paths; that is
   reported.
 - What is emitted is the difference: an object that still says the same is not emitted again.
@@ -22,6 +25,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +47,7 @@ from agent.core.records import (
 from agent.errors import ConfigError
 from agent.sources.decode import UNNAMED, Decoder
 from agent.sources.documents import Contents, read_contents
+from agent.sources.writers import has_writer, read_file
 
 log = logging.getLogger("ebproxy.source.manifests")
 
@@ -55,6 +60,11 @@ _STEP_MS = 25
 _LONGEST_WAIT_MS = 75
 _LOOK_ANYWAY_MS = 10_000
 _RETRY_S = 1.0
+# Closing a file gives no notice, so what is being written is looked at again, but not for ever: some never close.
+_LOOK_AGAIN_MS = 50
+_PATIENCE_S = 10.0
+
+_NAMING_FIELDS = ("metadata.name", "metadata.namespace")
 
 _Identity = tuple[Kind, ObjectKey]
 _Said = Upsert | Malformed
@@ -69,6 +79,12 @@ class _File(NamedTuple):
     faults: tuple[str, ...] = ()
     was_read: bool = True
     """Whether any version of it could be read: else nobody knows what it says."""
+    kept: tuple[tuple[_Identity, _Said], ...] = ()
+    """Objects of former versions, one of which may be what cannot be identified in this one."""
+    awaited_since: float | None = None
+    """When it was first seen being written, if it is to be read once that ends."""
+    is_overdue: bool = False
+    """Whether it was read while it was being written, after waiting in vain."""
 
 
 _UNREAD = _File((), was_read=False)
@@ -94,7 +110,7 @@ class ManifestSource:
         self._files: dict[str, _File] = {}
         self._published: dict[_Identity, _Said] = {}
         self._faults: frozenset[str] = frozenset()
-        self._is_listed = False
+        self._is_listed: bool | None = None  # None: nothing was said yet
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="manifests", daemon=True)
 
@@ -148,18 +164,22 @@ class ManifestSource:
         with RustNotify([str(self._directory)], False, False, 0, True, True) as watch:
             while not self._stopping.is_set():
                 self._refresh(changed)
-                notices = watch.watch(_LONGEST_WAIT_MS, _STEP_MS, _LOOK_ANYWAY_MS, self._stopping)
+                notices = watch.watch(_LONGEST_WAIT_MS, _STEP_MS, self._pause_ms(), self._stopping)
                 changed = {path for _, path in notices} if isinstance(notices, set) else set()
                 if _inode(self._directory) != watched:
                     return
+
+    def _pause_ms(self) -> int:
+        is_awaiting = any(file.awaited_since is not None for file in self._files.values())
+        return _LOOK_AGAIN_MS if is_awaiting else _LOOK_ANYWAY_MS
 
     def _refresh(self, changed: set[str]) -> None:
         """Read the files that are new, different or named in ``changed``, and emit what that makes of the objects."""
         files = {}
         for path, signature in sorted(_find(str(self._directory))):
             known = self._files.get(path, _UNREAD)
-            is_fresh = known.signature == signature and path not in changed
-            files[path] = known if is_fresh else self._read(path, signature, known)
+            is_same = known.signature == signature and path not in changed
+            files[path] = known if is_same and not _is_done(path, known) else self._read(path, signature, known)
         self._files = files
         objects, repeats = _merge(files)
         self._report(repeats.union(f"{path}: {fault}" for path, file in files.items() for fault in file.faults))
@@ -167,28 +187,40 @@ class ManifestSource:
 
     def _read(self, path: str, signature: _Signature, before: _File) -> _File:
         try:
-            content = Path(path).read_bytes()
-            if before.objects and not content.strip():
+            content, is_being_written = read_file(path)
+            if is_being_written and (since := _await(before)) is not None:
+                return before._replace(signature=(), awaited_since=since)
+            if (before.objects or before.kept) and not content.strip():
                 raise ValueError("empty")  # noqa: TRY301 - as good as unreadable
             contents = read_contents(content, is_json=path.lower().endswith(".json"))
         except FileNotFoundError:  # gone since it was found: the next look will say so
             return before
         except (OSError, ValueError) as error:
-            return _File(signature, before.objects, (f"{error}; what it said before stays",), before.was_read)
-        return self._decode(signature, contents)
+            faults = (f"{error}; what it said before stays",)
+            return _File(signature, before.objects, faults, before.was_read, before.kept)
+        return self._decode(signature, contents, before, is_overdue=is_being_written)
 
-    def _decode(self, signature: _Signature, contents: Contents) -> _File:
+    def _decode(self, signature: _Signature, contents: Contents, before: _File, *, is_overdue: bool) -> _File:
         objects: list[tuple[_Identity, _Said]] = []
+        named: set[_Identity] = set()
         faults = contents.faults
         for kind, value in contents.objects:
             match self._decoder.decode_object(kind, value):
-                case Malformed(key=key, field=field, reason=reason) if key == UNNAMED:
+                case Malformed(key=key, field=field, reason=reason) if key == UNNAMED or field in _NAMING_FIELDS:
                     faults.append(f"{kind}: {field}: {reason}")
                 case Malformed(key=key) as event:
                     objects.append(((kind, key), event))
                 case Upsert(record=record) as event:
                     objects.append(((kind, _key_of(record)), event))
-        return _File(signature, tuple(objects), tuple(faults))
+                case Delete(key=key):
+                    named.add((kind, key))
+        named.update(identity for identity, _ in objects)
+        kept = tuple(item for item in before.objects + before.kept if faults and item[0] not in named)
+        if kept:
+            faults = [f"{fault}; what it said before stays" for fault in faults]
+        if is_overdue:
+            faults.append(f"open for writing for more than {_PATIENCE_S:g} s; taken as it is")
+        return _File(signature, tuple(objects), tuple(faults), kept=kept, is_overdue=is_overdue)
 
     def _report(self, faults: frozenset[str]) -> None:
         for fault in sorted(faults - self._faults):
@@ -196,7 +228,7 @@ class ManifestSource:
         self._faults = faults
 
     def _publish(self, objects: dict[_Identity, _Said]) -> None:
-        """Emit everything until all files could be read, then the difference.
+        """Emit everything, again at each change until all files could be read, and then the difference.
 
         Deletions come last, so that moved addresses have an heir.
         """
@@ -204,7 +236,8 @@ class ManifestSource:
             self._publish_changes(objects)
         else:
             is_complete = all(file.was_read for file in self._files.values())
-            self._publish_list(objects, is_complete=is_complete)
+            if is_complete or self._is_listed is None or objects != self._published:
+                self._publish_list(objects, is_complete=is_complete)
             self._is_listed = is_complete
         self._published = objects
 
@@ -254,6 +287,21 @@ def _sign(entry: os.DirEntry[str]) -> _Signature | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _await(file: _File) -> float | None:
+    """Tell since when a file is awaited that is being written; None once it was awaited for long enough."""
+    now = time.monotonic()
+    since = now if file.awaited_since is None else file.awaited_since
+    return since if now - since < _PATIENCE_S else None
+
+
+def _is_done(path: str, file: _File) -> bool:
+    """Tell whether a file that was read while it was being written is no longer."""
+    try:
+        return file.is_overdue and not has_writer(path)
+    except OSError:
+        return True  # let reading it say why
+
+
 def _inode(directory: Path) -> tuple[int, int]:
     status = directory.stat()
     return status.st_dev, status.st_ino
@@ -270,6 +318,9 @@ def _merge(files: dict[str, _File]) -> tuple[dict[_Identity, _Said], frozenset[s
                 repeats.add(f"{owners[identity]}: {identity[0]} {identity[1]} is repeated in {path}, which counts")
             owners[identity] = path
             objects[identity] = event
+    for file in files.values():
+        for identity, event in file.kept:
+            objects.setdefault(identity, event)
     return objects, frozenset(repeats)
 
 

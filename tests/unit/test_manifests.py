@@ -1,9 +1,12 @@
 """A directory of manifests as a source: what is emitted as files come, change, break and go."""
 
+import errno
 import json
 import os
 import queue
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import pytest
 
 from agent.core.records import Delete, Kind, ListEnded, ListStarted, Malformed, ObjectKey, Upsert
 from agent.errors import ConfigError
+from agent.sources import writers
 from agent.sources.decode import Decoder
 from agent.sources.documents import read_contents
 from agent.sources.manifests import ManifestSource
+from tests.lab.polling import until
 
 DEADLINE_S = 5.0
 
@@ -378,7 +383,7 @@ class TestHalfWritten:
         path.write_text(service())
         watched.next()
         path.write_text("[]")
-        assert watched.error() == f"{path}: document 1 is not a mapping"
+        assert watched.error() == f"{path}: document 1 is not a mapping; what it said before stays"
 
     def test_the_directory_vanishes_and_returns(self, watched):
         watched.write("a.yaml", service("a"), service("b"))
@@ -445,6 +450,213 @@ class TestHalfWritten:
         assert errors.get_nowait() == f"{tmp_path}: RuntimeError: full"
 
 
+class TestBeingWritten:
+    """Each cut is valid YAML; ``flush`` shows that the source has looked since."""
+
+    @pytest.mark.parametrize(
+        "pieces",
+        [
+            pytest.param(["", service("a") + "---\n", service("b", "10.96.0.9")], id="between documents"),
+            pytest.param([service("a") + "---\n", *service("b", "10.96.0.9").splitlines(keepends=True)], id="lines"),
+        ],
+    )
+    def test_what_it_said_before_stays_until_it_is_closed(self, watched, pieces):
+        path = watched.write("a.yaml", service("a"), service("b"))
+        watched.start()
+        with path.open("w") as file:
+            for piece in pieces:
+                file.write(piece)
+                file.flush()
+                assert watched.flush() == []
+            closed = time.monotonic()
+
+        assert names([watched.next()]) == ["b"]
+        assert time.monotonic() - closed < 1
+        assert watched.flush() == []
+        assert watched.errors.empty()
+
+    def test_an_endpoint_list_is_cut(self, watched):
+        head = endpoint_slice().split("endpoints:")[0]
+        lists = "ports: [{port: 8080}]\nendpoints:\n", "- addresses: [10.0.0.1]\n", "- addresses: [10.0.0.2]\n"
+        path = watched.write("a.yaml", head + "".join(lists))
+        watched.start()
+        with path.open("w") as file:
+            for piece in (head, *lists):
+                file.write(piece)
+                file.flush()
+                assert watched.flush() == []
+
+        assert watched.flush() == []
+
+    def test_the_first_list_is_incomplete(self, watched):
+        path = watched.write("a.yaml", service("a"))
+        watched.write("b.yaml", service("b"))
+        with path.open("r+") as file:
+            first = watched.start()
+            assert names(first) == ["b"]
+            assert {event.is_complete for event in first if isinstance(event, ListEnded)} == {False}
+            with pytest.raises(queue.Empty):  # nor is it said again at each look
+                watched.events.get(timeout=0.3)
+            file.write(service("a"))
+        second = watched.listed()
+
+        assert names(second) == ["a", "b"]
+        assert {event.is_complete for event in second if isinstance(event, ListEnded)} == {True}
+
+    def test_one_that_is_never_closed(self, watched, monkeypatch):
+        monkeypatch.setattr("agent.sources.manifests._PATIENCE_S", 0.3)
+        monkeypatch.setattr("agent.sources.manifests._LOOK_ANYWAY_MS", 100)
+        path = watched.write("a.yaml", service("a"))
+        watched.start()
+        with path.open("a") as file:
+            begun = time.monotonic()
+            file.write("---\n" + service("b"))
+            file.flush()
+            assert names([watched.next()]) == ["b"]
+            assert time.monotonic() - begun > 0.3
+            assert watched.error() == f"{path}: open for writing for more than 0.3 s; taken as it is"
+            file.write("---\n" + service("c"))
+            file.flush()
+            assert names([watched.next()]) == ["c"]
+            assert watched.source.describe()["faults"]
+        until(lambda: not watched.source.describe()["faults"], "the fault goes when the file is closed", DEADLINE_S)
+
+        assert watched.errors.empty()
+        assert watched.flush() == []
+
+    def test_it_does_not_spin(self, watched, monkeypatch):
+        looks = queue.Queue()
+        refresh = watched.source._refresh
+        monkeypatch.setattr(watched.source, "_refresh", lambda changed: (refresh(changed), looks.put(time.monotonic())))
+        with watched.write("a.yaml", service()).open("r+"):
+            watched.start()
+            times = [looks.get(timeout=DEADLINE_S) for _ in range(6)]
+
+        assert times[-1] - times[0] > 5 * 0.04
+
+    @pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES, errno.ENOLCK], ids=errno.errorcode.get)
+    def test_where_there_are_no_leases(self, watched, monkeypatch, code):
+        def refuse(*_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(writers.fcntl, "fcntl", refuse)
+        with watched.write("a.yaml", service()).open("a"):
+            assert names(watched.start()) == ["web"]
+
+    @pytest.mark.parametrize(("mode", "expected"), [("r", False), ("a", True), ("r+", True)])
+    def test_who_has_it_open(self, tmp_path, mode, expected):
+        path = tmp_path / "a.yaml"
+        path.write_text("content")
+        with path.open(mode):
+            assert writers.has_writer(str(path)) is expected
+            assert writers.read_file(str(path)) == (b"content", expected)
+
+        assert not writers.has_writer(str(path))
+
+    def test_a_writer_that_came_and_went_meanwhile(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.yaml"
+        path.write_text("content")
+        monkeypatch.setattr(writers, "_has_writer", lambda _: path.write_text("longer content") == 0)
+
+        assert writers.read_file(str(path)).is_being_written
+
+    def test_a_writer_that_breaks_the_lease_does_not_end_the_process(self, tmp_path):
+        path = tmp_path / "a.yaml"
+        path.write_text("content")
+        done = subprocess.run(
+            [sys.executable, "-c", BREAK_THE_LEASE, str(path)], capture_output=True, text=True, timeout=20, check=False
+        )
+
+        assert (done.returncode, done.stdout) == (0, "broken\nFalse\n")
+
+
+BREAK_THE_LEASE = """
+import fcntl, os, signal, sys
+from agent.sources import writers
+
+signal.signal(signal.SIGIO, signal.SIG_DFL)
+control = fcntl.fcntl
+
+def control_and_open(descriptor, command, value):
+    control(descriptor, command, value)
+    if (command, value) == (fcntl.F_SETLEASE, fcntl.F_RDLCK):
+        try:
+            os.open(sys.argv[1], os.O_WRONLY | os.O_NONBLOCK)
+        except BlockingIOError:
+            print("broken", flush=True)
+
+fcntl.fcntl = control_and_open
+print(writers.has_writer(sys.argv[1]))
+"""
+
+
+class TestUnidentified:
+    @pytest.mark.parametrize(
+        ("old", "new", "fault"),
+        [
+            ("name: x", "name: 5", "Service: metadata.name: Expected `str`, got `int`"),
+            ("  name: x\n", "", "Service: metadata.name: missing"),
+            ("namespace: shop", "namespace: 5", "Service: metadata.namespace: Expected `str | null`, got `int`"),
+            ("kind: Service\n", "", "document 1 has no kind"),
+            ("apiVersion: v1\n", "", "document 1 has no apiVersion"),
+            ("kind: Service", "kind: Sevice", "document 1 is v1 Sevice; did you mean v1 Service?"),
+            ("apiVersion: v1", "apiVersion: v2", "document 1 is v2 Service; did you mean v1 Service?"),
+        ],
+        ids=["name", "no name", "namespace", "no kind", "no apiVersion", "kind", "apiVersion"],
+    )
+    def test_what_it_said_before_stays_until_it_is_mended(self, watched, old, new, fault):
+        path = watched.write("a.yaml", service("x"), service("y"))
+        watched.start()
+        broken = service("x").replace(old, new)
+        watched.write("a.yaml", broken, service("y", "10.96.0.9"))
+        assert names([watched.next()]) == ["y"]
+        assert watched.error() == f"{path}: {fault}; what it said before stays"
+        watched.write("a.yaml", broken, "# still broken\n" + service("y"))
+        assert names(watched.flush()) == ["y"]
+        path.write_text("")
+        assert watched.error().endswith("empty; what it said before stays")
+        watched.write("a.yaml", broken)
+        assert watched.flush() == []
+
+        watched.write("a.yaml", service("y"))
+        assert watched.next() == gone("x")
+        assert watched.flush() == []
+
+    def test_it_is_mended_with_another_address(self, watched):
+        watched.write("a.yaml", service("x"))
+        watched.start()
+        watched.write("a.yaml", service(5))
+        assert "metadata.name" in watched.error()
+        watched.write("a.yaml", service("x", "10.96.0.9"))
+
+        assert said(watched.next())[1][0].endswith(b"\x09")
+
+    def test_another_kind_keeps_nothing(self, watched):
+        watched.write("a.yaml", service("x"), service("y"))
+        watched.start()
+        watched.write("a.yaml", service("x").replace("kind: Service", "kind: Pod"), service("y"))
+
+        assert watched.next() == gone("x")
+        assert watched.errors.empty()
+
+    def test_a_file_that_says_it_counts_more(self, watched):
+        watched.write("z.yaml", service("x"), service("y"))
+        watched.start()
+        watched.write("z.yaml", service(5))
+        assert watched.error().endswith("stays")
+        watched.write("a.yaml", service("x", "10.96.0.9"))
+
+        assert said(watched.next())[1][0].endswith(b"\x09")
+
+    def test_a_slice_that_lost_its_service_is_known(self, watched):
+        watched.write("a.yaml", endpoint_slice(), service("x"))
+        watched.start()
+        watched.write("a.yaml", endpoint_slice(labels=""), service(5))
+
+        assert watched.next() == Delete(Kind.ENDPOINT_SLICE, key("web-1"))
+        assert watched.flush() == []
+
+
 class TestLife:
     def test_stops_promptly(self, watched):
         watched.start()
@@ -495,6 +707,12 @@ class TestContents:
                 ["document 1, item 1 is not a mapping", "document 1, item 2 has no apiVersion"],
                 id="bad items",
             ),
+            pytest.param(
+                "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: ServiceList}]}",
+                0,
+                [],
+                id="a list in a list",
+            ),
             pytest.param("&a {apiVersion: v1, kind: List, items: [*a]}", 0, [], id="a list within itself"),
         ],
     )
@@ -502,6 +720,38 @@ class TestContents:
         contents = read_contents(text.encode(), is_json=False)
 
         assert (len(contents.objects), contents.faults) == (objects, faults)
+
+    @pytest.mark.parametrize(
+        ("version", "kind", "meant"),
+        [
+            ("v1", "Sevice", "v1 Service"),
+            ("v1", "service", "v1 Service"),
+            ("v1", "Services", "v1 Service"),
+            ("v1", "NODE", "v1 Node"),
+            ("v1", "Lst", "v1 List"),
+            ("V1", "Service", "v1 Service"),
+            ("v2", "Service", "v1 Service"),
+            ("apps/v1", "Service", "v1 Service"),
+            ("v1", "EndpointSlice", "discovery.k8s.io/v1 EndpointSlice"),
+            ("discovery.k8s.io/v1beta1", "EndpointSlice", "discovery.k8s.io/v1 EndpointSlice"),
+            ("discovery.k8s.io/v1", "EndpointsSlice", "discovery.k8s.io/v1 EndpointSlice"),
+        ],
+    )
+    def test_misspelt(self, version, kind, meant):
+        contents = read_contents(f"{{apiVersion: {version}, kind: {kind}}}".encode(), is_json=False)
+
+        assert contents == ([], [f"document 1 is {version} {kind}; did you mean {meant}?"])
+
+    @pytest.mark.parametrize("suffix", ["", "List"])
+    def test_simply_others(self, suffix):
+        core = """Binding ComponentStatus ConfigMap Endpoints Event LimitRange Namespace PersistentVolume
+            PersistentVolumeClaim Pod PodTemplate ReplicationController ResourceQuota Secret ServiceAccount"""
+        types = [("v1", kind) for kind in core.split()]
+        types += [("apps/v1", "Deployment"), ("networking.k8s.io/v1", "ServiceCIDR"), ("batch/v1", "Job")]
+        types += [("config.openshift.io/v1", "Node"), ("metrics.k8s.io/v1beta1", "NodeMetrics")]
+        text = "\n---\n".join(f"{{apiVersion: {version}, kind: {kind}{suffix}}}" for version, kind in types)
+
+        assert read_contents(text.encode(), is_json=False) == ([], [])
 
     @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"{} {}", b"[" * 100_000], ids=lambda text: repr(text[:6]))
     def test_not_json(self, text):

@@ -14,18 +14,20 @@ from typing import Any, Protocol
 
 from agent.core.records import Kind, ObjectKey
 from agent.errors import SourceError
+from agent.sources.kube_identity import Reader, read_uid
 
 log = logging.getLogger("ebproxy.source.kube")
 
 _REPEAT_S = 600.0  # the same complaint about the same object, again only after this
 _REMEMBERED = 1024
+_LOOKUP_S = 5.0
 _MESSAGE_LIMIT = 1024  # Source: core/v1 Event.message, as the API validates it
 
 _API_VERSIONS = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
 
 
-class Poster(Protocol):
-    """Sends an object to the API server."""
+class Poster(Reader, Protocol):
+    """Sends an object to the API server, and reads others."""
 
     def post(self, path: str, body: dict[str, Any], read_timeout_s: float = 10.0) -> None:
         """POST; raises SourceError."""
@@ -37,7 +39,6 @@ class Complaint:
 
     kind: Kind
     key: ObjectKey
-    uid: str
     reason: str
     message: str
 
@@ -86,13 +87,13 @@ class EventRecorder:
         self._thread = threading.Thread(target=self._run, name="event-recorder", daemon=True)
         self._thread.start()
 
-    def warn(self, key: ObjectKey, reason: str, message: str, *, kind: Kind = Kind.SERVICE, uid: str = "") -> bool:
+    def warn(self, key: ObjectKey, reason: str, message: str, *, kind: Kind = Kind.SERVICE) -> bool:
         """Queue a Warning; False if it was said lately, or there are too many."""
         with self._lock:
             if not self._is_news((kind, key, reason)) or not self._bucket.take():
                 return False
             try:
-                self._queue.put_nowait(Complaint(kind, key, uid, reason, message))
+                self._queue.put_nowait(Complaint(kind, key, reason, message))
             except queue.Full:
                 return False
             self._said[(kind, key, reason)] = self._clock()
@@ -113,14 +114,23 @@ class EventRecorder:
     def _run(self) -> None:
         while (complaint := self._queue.get()) is not None:
             namespace = complaint.key.namespace or "default"
+            body = event_body(complaint, self._node_name, self._uid_of(complaint))
             try:
-                self._client.post(f"/api/v1/namespaces/{namespace}/events", event_body(complaint, self._node_name))
+                self._client.post(f"/api/v1/namespaces/{namespace}/events", body)
             except SourceError as error:
                 log.warning("event not posted object=%s error=%r", complaint.key, str(error))
 
+    def _uid_of(self, complaint: Complaint) -> str:
+        """Look up what `kubectl describe` finds an object's Events by; without it `kubectl get events` still does."""
+        try:
+            return read_uid(self._client, complaint.kind, complaint.key, _LOOKUP_S)
+        except SourceError as error:
+            log.debug("event without uid object=%s error=%r", complaint.key, str(error))
+            return ""
 
-def event_body(complaint: Complaint, node_name: str) -> dict[str, Any]:
-    """Build the object to post. Source: core/v1 Event."""
+
+def event_body(complaint: Complaint, node_name: str, uid: str = "") -> dict[str, Any]:
+    """Build the object to post; an empty ``uid`` is one that is not known. Source: core/v1 Event."""
     now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     involved = {
         "apiVersion": _API_VERSIONS[complaint.kind],
@@ -129,8 +139,8 @@ def event_body(complaint: Complaint, node_name: str) -> dict[str, Any]:
     }
     if complaint.key.namespace:
         involved["namespace"] = complaint.key.namespace
-    if complaint.uid:
-        involved["uid"] = complaint.uid
+    if uid:
+        involved["uid"] = uid
     return {
         "apiVersion": "v1",
         "kind": "Event",

@@ -1,12 +1,13 @@
 """Follow one kind of objects: list them, watch them, and begin again where it broke.
 
 ```
-            ┌── no version ──→ list (one stream, else pages) ──┐
- session ───┤                                                  ├──→ watch ──→ ends or fails ──→ back off ──→ session
-            └── version known ──→ probe, if it failed before ──┘
+            ┌── no version ──→ identity, list (one stream, else pages) ──┐
+ session ───┤                                                            ├──→ watch ──→ ends or fails ──→ back off ─→ …
+            └── version known ──→ probe, if it failed before ────────────┘
 ```
-A failed watch resumes from the last version seen; only a version the server no longer serves costs a list. What a list
-said so far is never taken for the whole: ``ListEnded`` comes only when the server says so.
+A failed watch resumes from the last version seen. Only a server that no longer serves that version costs a list, or one
+that is another than was listed, whose versions are not ours. What a list said so far is never taken for the whole:
+``ListEnded`` comes only when the server says so.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from agent.errors import SourceError
 from agent.sources.decode import Decoder
 from agent.sources.kube_client import KubeClient, KubeResponse
 from agent.sources.kube_failures import ApiFailure, Backoff, Cause
+from agent.sources.kube_identity import KUBERNETES, read_uid
 from agent.sources.kube_stream import LineFramer, ObjectHead, is_older, read_event, read_head
 
 log = logging.getLogger("ebproxy.source.kube")
@@ -115,6 +117,7 @@ class Reflector:
         self._stopping = stopping
         self._backoff = Backoff(tuning.backoff_first_s, tuning.backoff_last_s)
         self._version = ""
+        self._identity = ""
         self._is_listing = False
         self._is_doubtful = False
         self._has_streaming_list = True
@@ -144,7 +147,9 @@ class Reflector:
             self._probe()
         if self._version:
             self._watch()
-        elif self._has_streaming_list and not self._next_list_in_pages:
+            return
+        self._identity = self._read_identity()  # before the list: of two servers, we must not take the later one's
+        if self._has_streaming_list and not self._next_list_in_pages:
             self._list_streaming()
         else:
             self._list_in_pages()
@@ -223,18 +228,39 @@ class Reflector:
         self._consume(self._client.open(self._resource.path, query, self._tuning.read_s))
 
     def _probe(self) -> None:
-        """Ask for the server's version before resuming from ours.
+        """Ask whether the server still has the history we saw, before resuming in it.
 
-        A server that was restored from a backup, or made anew, may be behind us. Watched from a version it has not
-        reached, it would say nothing of all it does until then.
+        A server that was made anew has another, whichever of the two has come further. One restored from a backup may
+        be behind us: watched from a version it has not reached, it would say nothing of all it does until then.
         """
+        doubt = self._other_identity() or self._older_version()
+        if doubt:
+            self._count(ApiFailure(Cause.REWOUND, doubt))
+            self._version = ""
+        self._is_doubtful = False
+
+    def _other_identity(self) -> str:
+        found = self._read_identity()
+        if found == self._identity:
+            return ""
+        return f"another server: Service {KUBERNETES} has the UID {found or 'none'}, it had {self._identity or 'none'}"
+
+    def _read_identity(self) -> str:
+        """Return what tells one server's store from another's; empty before a new server has made it."""
+        try:
+            return read_uid(self._client, Kind.SERVICE, KUBERNETES, self._tuning.list_read_s)
+        except ApiFailure as failure:
+            if failure.cause != Cause.FORBIDDEN:  # what follows Services says it, and the remedy
+                raise
+            return ""
+
+    def _older_version(self) -> str:
         query = (*self._resource.selector, ("limit", "1"))
         page = self._client.read(self._resource.path, query, self._tuning.list_read_s)
         current = self._decoder.decode_list(self._resource.kind, page).resource_version
         if is_older(current, than=self._version):
-            self._count(ApiFailure(Cause.REWOUND, f"the server is at {current}, behind {self._version}"))
-            self._version = ""
-        self._is_doubtful = False
+            return f"the server is at {current}, behind {self._version}"
+        return ""
 
     def _consume(self, response: KubeResponse) -> None:
         """Take events until the server ends the watch."""

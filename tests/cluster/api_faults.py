@@ -25,6 +25,7 @@ class Verb(enum.StrEnum):
     """What a request asks for; a streaming list is not a watch here."""
 
     LIST = "list"
+    FIND = "find"  # a list of one name in one namespace
     PAGE = "page"  # a list's second or later page
     STREAM = "stream"
     WATCH = "watch"

@@ -210,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
     # List
 
     def _list(self) -> None:
-        fault = self._note(Verb.PAGE if self._query.get("continue") else Verb.LIST)
+        fault = self._note(self._list_verb())
         resource = self._target.resource
         number, start = self._position()
         number, versions = self._store.snapshot(resource, number)
@@ -230,6 +230,12 @@ class Handler(BaseHTTPRequestHandler):
             self._send_broken(body, fault)
         else:
             self._send(200, body)
+
+    def _list_verb(self) -> Verb:
+        if self._query.get("continue"):
+            return Verb.PAGE
+        is_of_one = self._query.get("fieldSelector", "").startswith("metadata.name=")
+        return Verb.FIND if is_of_one and self._target.namespace else Verb.LIST
 
     def _position(self) -> tuple[int | None, tuple[str, str]]:
         """Return the version to list at (None is now), and the key to go on after."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from tests.cluster.api_store import ApiError, Version
 
 Selector = Callable[[Version], bool]
@@ -54,4 +56,7 @@ def _field(text: str) -> Selector:
         return lambda version: version.key[1] == value
     if name == "metadata.namespace":
         return lambda version: version.key[0] == value
+    if name.startswith("involvedObject."):  # of Events
+        field = name.removeprefix("involvedObject.")
+        return lambda version: msgspec.json.decode(version.bare).get("involvedObject", {}).get(field) == value
     raise ApiError(400, "BadRequest", f"field label not supported: {name}")

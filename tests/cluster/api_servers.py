@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tests.cluster.api_driver import NAMESPACES, ApiDriver
-from tests.cluster.api_store import Store
+from tests.cluster.api_driver import NAMESPACES, ApiDriver, service
+from tests.cluster.api_store import Resource, Store
 from tests.cluster.apiserver import ApiServer, Options
 
 OUR_TOKEN = "admin-of-the-tests"
@@ -40,16 +40,22 @@ class AnyApiServer(Protocol):
 
 @dataclass
 class OurApiServer:
-    """The tests' own server behind the common face."""
+    """The tests' own server behind the common face; ``has_kubernetes``: it has a Service of its own, as real ones."""
 
     server: ApiServer = field(default_factory=lambda: ApiServer(Options(bookmark_s=60.0, tokens={OUR_TOKEN})))
     token: str = OUR_TOKEN
     ca_file: Path | None = None
+    has_kubernetes: bool = False
 
     @property
     def url(self) -> str:
         """Where it listens."""
         return self.server.url
+
+    def start(self) -> None:
+        """Listen, with what an empty store begins with."""
+        self._furnish()
+        self.server.start()
 
     def stop(self) -> None:
         """End it."""
@@ -59,11 +65,16 @@ class OurApiServer:
         """Start again with another store."""
         self.server.stop()
         self.server.store = Store()
-        self.server.start()
+        self.start()
 
     def compact(self) -> None:
         """Forget all but the present."""
         self.server.store.compact()
+
+    def _furnish(self) -> None:
+        if self.has_kubernetes:
+            kubernetes = service("kubernetes", 443, clusterIP="10.96.0.1")
+            self.server.store.create(Resource("", "v1", "services"), "default", kubernetes)
 
 
 def driver(server: AnyApiServer, namespace: str = "") -> ApiDriver:

@@ -18,8 +18,8 @@ _serial = itertools.count()
 def shared_api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyApiServer]:
     """An API server that the session's tests share, each in a namespace of its own."""
     if request.param == "ours":
-        ours = OurApiServer()
-        ours.server.start()
+        ours = OurApiServer(has_kubernetes=True)
+        ours.start()
         yield ours
         ours.stop()
         return

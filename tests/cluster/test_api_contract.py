@@ -112,6 +112,23 @@ def test_a_wrong_token_is_unauthorized(shared_api: AnyApiServer) -> None:
     assert refused.value.code == 401
 
 
+def test_a_new_server_has_another_service_of_its_own(shared_api: AnyApiServer) -> None:
+    """Its UID is how one store is told from another."""
+    narrowed = {"fieldSelector": "metadata.name=kubernetes"}
+
+    def uid() -> str:
+        items = driver(shared_api).get(SERVICES.format("default"), **narrowed)["items"]
+        assert names(items) in ([], ["kubernetes"])
+        return str(items[0]["metadata"]["uid"]) if items else ""
+
+    before = until(uid)
+    shared_api.compact()
+
+    assert until(uid) == before
+    shared_api.restart_empty()
+    assert until(uid) != before
+
+
 # Watch
 
 

@@ -15,12 +15,13 @@ from agent.core.records import Kind, ListEnded, ListStarted
 from tests.cluster.api_driver import SERVICES, SLICES, ApiDriver, endpoint_slice, service, until
 from tests.cluster.api_faults import Do, Fault
 from tests.cluster.api_servers import OUR_TOKEN, OurApiServer, driver
-from tests.cluster.api_store import Resource
+from tests.cluster.api_store import Resource, Store
 from tests.cluster.apiserver import ApiServer, Options
 from tests.cluster.followed import QUICK, assert_converges, following
 
 WEB = SERVICES.format("web")
 SERVICE = Resource("", "v1", "services")
+KUBERNETES = service("kubernetes", 443, clusterIP="10.96.0.1")
 ALWAYS = -1
 
 
@@ -240,7 +241,7 @@ def test_stop_ends_blocked_reads(ours: OurApiServer, api: ApiDriver, tmp_path: P
 
 def test_errors_back_off(ours: OurApiServer, tmp_path: Path) -> None:
     """In the first second after a start a server that always fails is asked a few times, not hundreds of times."""
-    fault = ours.server.faults.add(Fault(Do.STATUS, "services", times=ALWAYS, code=500))
+    fault = ours.server.faults.add(Fault(Do.STATUS, "services", "stream", times=ALWAYS, code=500))
     with following(ours, tmp_path, replace(QUICK, backoff_first_s=0.05, backoff_last_s=10)) as (_, followed):
         started_at = time.monotonic()
         until(lambda: fault.hits >= 5)
@@ -325,6 +326,103 @@ def test_a_server_that_went_back_in_time_is_listed(ours: OurApiServer, api: ApiD
     assert followed.names(Kind.SERVICE) == {"new"}
 
 
+def made_anew(store: Store, *, has_kubernetes: bool) -> Store:
+    """Return the store of another server, which has come further than this one's, to other objects."""
+    fresh = Store(first_version=store.current + 1000)
+    if has_kubernetes:
+        fresh.create(SERVICE, "default", KUBERNETES)
+    for name, ip in (("new", "10.96.3.1"), ("web-0", "10.96.3.2")):
+        fresh.create(SERVICE, "web", service(name, clusterIP=ip))
+    fresh.create(
+        Resource("discovery.k8s.io", "v1", "endpointslices"), "web", endpoint_slice("new", "new", ["10.1.0.9"])
+    )
+    return fresh
+
+
+@pytest.mark.parametrize(
+    ("had_kubernetes", "has_kubernetes"),
+    [
+        pytest.param(True, True, id="another-uid"),
+        pytest.param(True, False, id="not-made-yet"),
+        pytest.param(False, True, id="made-since"),
+    ],
+)
+def test_another_server_that_came_further_is_listed(
+    ours: OurApiServer, api: ApiDriver, tmp_path: Path, had_kubernetes: bool, has_kubernetes: bool
+) -> None:
+    """Its versions continue ours as if nothing had happened, but a watch would never say what is gone."""
+    if had_kubernetes:
+        ours.server.store.create(SERVICE, "default", KUBERNETES)
+    api.create(SLICES.format("web"), endpoint_slice("old", "web-1", ["10.1.0.1"]))
+    with following(ours, tmp_path) as (source, followed):
+        until(lambda: source.is_synced)
+        assert_converges(followed, api)
+        last_seen = int(source.status()[0].resource_version)
+        ours.server.stop()
+        ours.server.store = made_anew(ours.server.store, has_kubernetes=has_kubernetes)
+        ours.server.start()
+        assert_converges(followed, api)
+        api.create(WEB, service("later", clusterIP="10.96.3.3"))
+        assert_converges(followed, api)
+        until(lambda: followed.errors["rewound"] == 3, what="each kind has found it out")
+
+    assert followed.names(Kind.SERVICE) - {"kubernetes"} == {"web-0", "new", "later"}
+    assert followed.names(Kind.ENDPOINT_SLICE) == {"new"}
+    assert any("another server" in message for message in followed.messages)
+    assert int(source.status()[0].resource_version) > last_seen
+
+
+def test_the_same_server_back_again_is_resumed(ours: OurApiServer, api: ApiDriver, tmp_path: Path) -> None:
+    ours.server.store.create(SERVICE, "default", KUBERNETES)
+    with following(ours, tmp_path) as (source, followed):
+        until(lambda: source.is_synced)
+        for name in ("first", "second"):
+            found = len(ours.server.asked("find", "services"))
+            ours.server.stop()
+            ours.server.store.create(SERVICE, "web", service(name, clusterIP="10.96.3.1"))
+            ours.server.start()
+            until(lambda: len(ours.server.asked("find", "services")) >= found + 3)  # noqa: B023
+            assert_converges(followed, api)
+
+    assert (lists(ours), followed.errors["rewound"]) == (1, 0)
+    assert [followed.count(ListStarted, kind) for kind in Kind] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault(Do.STATUS, code=500), id="500"),
+        pytest.param(Fault(Do.GARBAGE, body="<html>"), id="html"),
+        pytest.param(Fault(Do.CUT), id="cut"),
+        pytest.param(Fault(Do.NO_ANSWER), id="no-answer"),
+    ],
+)
+def test_nothing_is_resumed_until_the_server_has_said_who_it_is(
+    ours: OurApiServer, api: ApiDriver, tmp_path: Path, fault: Fault
+) -> None:
+    ours.server.store.create(SERVICE, "default", KUBERNETES)
+    with following(ours, tmp_path, replace(QUICK, list_read_s=0.3)) as (source, followed):
+        until(lambda: source.is_synced)
+        ours.server.stop()
+        ours.server.store = made_anew(ours.server.store, has_kubernetes=True)
+        fault = ours.server.faults.add(replace(fault, resource="services", verb="find", times=6))
+        ours.server.start()
+        assert_converges(followed, api)
+        until(lambda: [followed.count(ListEnded, kind) for kind in Kind] == [2, 2, 2])
+
+    assert fault.hits == 6
+    assert followed.names(Kind.SERVICE) == {"kubernetes", "web-0", "new"}
+
+
+def test_a_server_that_may_not_say_who_it_is_is_followed(ours: OurApiServer, api: ApiDriver, tmp_path: Path) -> None:
+    ours.server.faults.add(Fault(Do.STATUS, "services", "find", times=ALWAYS, code=403))
+    with following(ours, tmp_path) as (source, followed):
+        until(lambda: source.is_synced)
+        assert_converges(followed, api)
+
+    assert not followed.errors
+
+
 def test_a_malformed_object_costs_only_itself(ours: OurApiServer, api: ApiDriver, tmp_path: Path) -> None:
     with following(ours, tmp_path) as (source, followed):
         until(lambda: source.is_synced)
@@ -354,7 +452,7 @@ def test_forbidden_names_the_resource_and_the_remedy(
 def test_a_failure_is_logged_once_until_it_is_over(
     ours: OurApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours.server.faults.add(Fault(Do.STATUS, "services", times=10, code=500))
+    ours.server.faults.add(Fault(Do.STATUS, "services", "stream", times=10, code=500))
     with following(ours, tmp_path) as (source, followed):
         until(lambda: source.is_synced)
         until(lambda: source.status()[0].failures == 0)

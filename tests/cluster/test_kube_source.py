@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.core.records import Kind, ListEnded, ObjectKey, ServiceRecord
 from agent.sources.kube_client import KubeClient, KubeTarget
 from agent.sources.kube_events import EventRecorder
-from tests.cluster.api_driver import NODES, SERVICES, SLICES, endpoint_slice, node, service, until
+from agent.sources.kube_failures import ApiFailure, Cause
+from tests.cluster.api_driver import NODES, SERVICES, SLICES, ApiDriver, endpoint_slice, node, service, until
 from tests.cluster.api_servers import AnyApiServer, driver, write_kubeconfig
 from tests.cluster.followed import NODE, Followed, assert_converges, following
 
@@ -100,6 +103,48 @@ def test_a_server_made_anew_replaces_everything(
     assert {"new", "both"} <= followed.names(Kind.SERVICE)
 
 
+def test_a_server_made_anew_that_is_ahead_already(
+    shared_api: AnyApiServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source is held off until the new server's versions have passed those it has seen."""
+    services = SERVICES.format(namespace)
+    api = driver(shared_api, namespace)
+    held_off = threading.Event()
+    send = KubeClient._send
+
+    def send_unless_held_off(client: KubeClient, *arguments: Any) -> Any:
+        if held_off.is_set():
+            raise ApiFailure(Cause.CONNECT, "held off")
+        return send(client, *arguments)
+
+    monkeypatch.setattr(KubeClient, "_send", send_unless_held_off)
+    with following(shared_api, tmp_path) as (source, followed):
+        until(lambda: source.is_synced)
+        api.create(services, service("old"))
+        assert_converges(followed, api)
+        held_off.set()
+        seen = max(int(watch.resource_version) for watch in source.status())
+        shared_api.restart_empty()
+        api = driver(shared_api, namespace)
+        api.create(services, service("new"))
+        advance(api, services, seen)
+        held_off.clear()
+        assert_converges(followed, api, 40)
+
+    assert "old" not in followed.names(Kind.SERVICE)
+    assert "new" in followed.names(Kind.SERVICE)
+    assert any("another server" in message for message in followed.messages)
+
+
+def advance(api: ApiDriver, services: str, beyond: int) -> None:
+    """Change something until the server's versions are past one."""
+    for number in range(20_000):
+        changed = api.patch(services, "new", {"metadata": {"labels": {"count": str(number)}}})
+        if int(changed["metadata"]["resourceVersion"]) > beyond:
+            return
+    pytest.fail(f"the server has not come to {beyond}")
+
+
 def test_credentials_put_right_are_read_again(shared_api: AnyApiServer, tmp_path: Path) -> None:
     with following(shared_api, tmp_path, token="nobody") as (source, followed):
         until(lambda: followed.errors["unauthorized"] >= 6)
@@ -110,14 +155,19 @@ def test_credentials_put_right_are_read_again(shared_api: AnyApiServer, tmp_path
 
 def test_a_warning_becomes_an_event(shared_api: AnyApiServer, namespace: str, tmp_path: Path) -> None:
     api = driver(shared_api, namespace)
-    api.create(SERVICES.format(namespace), service("web"))
+    web = api.create(SERVICES.format(namespace), service("web"))
     client = KubeClient(KubeTarget(write_kubeconfig(tmp_path / "kubeconfig", shared_api)))
     recorder = EventRecorder(client, NODE)
     key = ObjectKey(namespace, "web")
 
     assert recorder.warn(key, "MapFull", "no room for 12 backends")
     assert not recorder.warn(key, "MapFull", "no room for 12 backends")
-    found = until(lambda: api.get(f"/api/v1/namespaces/{namespace}/events")["items"], 20, "the event")
+    as_kubectl_describe = {
+        "fieldSelector": f"involvedObject.name=web,involvedObject.namespace={namespace},involvedObject.kind=Service"
+        f",involvedObject.uid={web['metadata']['uid']}"
+    }
+    events = f"/api/v1/namespaces/{namespace}/events"
+    found = until(lambda: api.get(events, **as_kubectl_describe)["items"], 20, "the event")
     recorder.stop()
     client.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import threading
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from agent.sources.kube import resources
 from agent.sources.kube_client import retry_after_s
 from agent.sources.kube_events import Complaint, EventRecorder, event_body
 from agent.sources.kube_failures import ApiFailure, Backoff, Cause
+from agent.sources.kube_identity import read_uid
 from agent.sources.kube_stream import LineFramer, is_older, read_event, read_head
 
 # Framing
@@ -157,13 +159,21 @@ def test_what_is_watched() -> None:
 
 
 class FakePoster:
-    """Keeps what is posted; ``gate`` holds it back, as a slow server does."""
+    """Keeps what is posted; ``gate`` holds it back, as a slow server does. ``found`` is the answer to every list."""
 
-    def __init__(self, failure: SourceError | None = None) -> None:
+    def __init__(self, failure: SourceError | None = None, found: bytes | SourceError = b'{"items":[]}') -> None:
+        self.found = found
+        self.asked: list[tuple[str, dict[str, str]]] = []
         self.posted: list[tuple[str, dict[str, Any]]] = []
         self.gate = threading.Event()
         self.gate.set()
         self._failure = failure
+
+    def read(self, path: str, query: Sequence[tuple[str, str]], read_timeout_s: float) -> bytes:
+        self.asked.append((path, dict(query)))
+        if isinstance(self.found, SourceError):
+            raise self.found
+        return self.found
 
     def post(self, path: str, body: dict[str, Any], read_timeout_s: float = 10.0) -> None:
         self.gate.wait(10)
@@ -176,9 +186,9 @@ KEY = ObjectKey("shop", "web")
 
 
 def test_a_warning_is_posted_beside_its_object() -> None:
-    poster = FakePoster()
+    poster = FakePoster(found=b'{"items":[{"metadata":{"name":"web","uid":"u-1"}}]}')
     recorder = EventRecorder(poster, "n1")
-    assert recorder.warn(KEY, "MapFull", "no room", uid="u-1")
+    assert recorder.warn(KEY, "MapFull", "no room")
     recorder.stop()
     [(path, body)] = poster.posted
 
@@ -196,6 +206,44 @@ def test_a_warning_is_posted_beside_its_object() -> None:
         "no room",
         "n1",
     )
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pytest.param(b'{"items":[]}', id="deleted"),
+        pytest.param(b'{"items":null}', id="null"),
+        pytest.param(b'{"items":[{"metadata":{"name":"other","uid":"u-2"}}]}', id="another"),
+        pytest.param(b"<html>", id="garbage"),
+        pytest.param(ApiFailure(Cause.FORBIDDEN, "no"), id="forbidden"),
+        pytest.param(ApiFailure(Cause.TIMEOUT, "late"), id="timeout"),
+    ],
+)
+def test_a_warning_is_posted_though_its_object_is_not_found(found: bytes | SourceError) -> None:
+    poster = FakePoster(found=found)
+    recorder = EventRecorder(poster, "n1")
+    recorder.warn(KEY, "MapFull", "no room")
+    recorder.stop()
+    [(_, body)] = poster.posted
+
+    assert body["involvedObject"]["name"] == "web"
+    assert "uid" not in body["involvedObject"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "path"),
+    [
+        (Kind.SERVICE, KEY, "/api/v1/namespaces/shop/services"),
+        (Kind.ENDPOINT_SLICE, KEY, "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices"),
+        (Kind.NODE, ObjectKey("", "web"), "/api/v1/nodes"),
+    ],
+    ids=str,
+)
+def test_an_object_is_looked_up_by_its_name(kind: Kind, key: ObjectKey, path: str) -> None:
+    poster = FakePoster(found=b'{"items":[{"metadata":{"name":"web","uid":"u-1"}}]}')
+
+    assert read_uid(poster, kind, key, 1) == "u-1"
+    assert poster.asked == [(path, {"fieldSelector": "metadata.name=web"})]
 
 
 def test_warnings_are_repeated_only_after_a_while() -> None:
@@ -247,7 +295,7 @@ def test_a_refused_event_does_not_end_the_recorder() -> None:
 
 
 def test_events_about_nodes_and_long_messages() -> None:
-    body = event_body(Complaint(Kind.NODE, ObjectKey("", "n1"), "", "Odd", "x" * 5000), "n1")
+    body = event_body(Complaint(Kind.NODE, ObjectKey("", "n1"), "Odd", "x" * 5000), "n1")
 
     assert body["metadata"] == {"generateName": "n1.", "namespace": "default"}
     assert "namespace" not in body["involvedObject"]

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,13 @@ class TestRbac:
 
     def test_events_are_posted_as_granted(self) -> None:
         posted: list[tuple[str, str]] = []
+        read: list[str] = []
 
         class Poster:
+            def read(self, path: str, query: Sequence[tuple[str, str]], read_timeout_s: float) -> bytes:
+                read.append(path)
+                return b'{"items":[]}'
+
             def post(self, path: str, body: Json, read_timeout_s: float = 10.0) -> None:
                 posted.append((path, body["apiVersion"]))
 
@@ -109,7 +115,8 @@ class TestRbac:
         recorder.stop()
 
         assert posted == [("/api/v1/namespaces/shop/events", "v1")]
-        assert event_body(Complaint(Kind.NODE, ObjectKey("", "node"), "", "r", "m"), "node")["kind"] == "Event"
+        assert read == ["/api/v1/namespaces/shop/services"]  # a list, which is granted
+        assert event_body(Complaint(Kind.NODE, ObjectKey("", "node"), "r", "m"), "node")["kind"] == "Event"
 
     def test_the_binding_is_the_daemonsets(self) -> None:
         account, _, binding = documents(MANIFESTS / "base/rbac.yaml")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from agent.errors import DataplaneError
 
+# What is written as the source of a mount of ours: whether the directory below it is ours too.
 _SOURCE = "ebproxy"
+_SOURCE_OF_NEW = "ebproxy-new"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,16 +38,17 @@ def ensure_mounted(path: Path) -> None:
     """Make ``path`` a directory in a bpffs, mounting one there if it is not. Raises: DataplaneError."""
     try:
         if not is_bpffs(path):
+            source = _SOURCE if path.exists() else _SOURCE_OF_NEW
             path.mkdir(parents=True, exist_ok=True)
-            _mount(path)
+            _mount(path, source)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         message = f"cannot mount bpffs at {path}: {error}; mount it: mount -t bpf bpf {path}"
         raise DataplaneError(message) from error
 
 
-def _mount(path: Path) -> None:
-    if _libc.mount(_SOURCE.encode(), bytes(path), b"bpf", 0, b"mode=0700") != 0:
+def _mount(path: Path, source: str) -> None:
+    if _libc.mount(source.encode(), bytes(path), b"bpf", 0, b"mode=0700") != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
@@ -66,14 +69,18 @@ def lock(path: Path) -> int:
 
 
 def unmount_if_ours(path: Path) -> bool:
-    """Unmount a bpffs that ``ensure_mounted`` mounted at ``path``, if nothing is left in it; returns whether it did."""
+    """Unmount a bpffs that ``ensure_mounted`` mounted at ``path``, if nothing is left in it; returns whether it did.
+
+    The directory goes with it if it was made for the mount.
+    """
     source, point, kind = _mount_holding(path.resolve())
     # The kernel puts files of its own into a new bpffs, with a dot in their names, which no pin can have.
     pins = [entry.name for entry in path.iterdir() if "." not in entry.name]
-    if (source, point, kind) != (_SOURCE, path.resolve(), "bpf") or pins:
+    if source not in {_SOURCE, _SOURCE_OF_NEW} or (point, kind) != (path.resolve(), "bpf") or pins:
         return False
     if _libc.umount2(bytes(path), 0) != 0:
         return False
-    with contextlib.suppress(OSError):  # a directory of sysfs, for one, stays
-        path.rmdir()
+    if source == _SOURCE_OF_NEW:
+        with contextlib.suppress(OSError):  # something was below the mount
+            path.rmdir()
     return True

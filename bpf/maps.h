@@ -33,6 +33,30 @@ BPF_ARRAY(socket_origins, struct origin, 1);
  */
 BPF_TABLE("lru_hash", struct peer_key, struct peer_origin, peer_origins, 1);
 
+/*
+ * tuple -> what becomes of its packets; two entries a flow. Written by the packet path, read once for each packet,
+ * swept by the agent, evicted least recently used. Sized by mapSizes.conntrack.
+ */
+BPF_TABLE("lru_hash", struct tuple, struct flow, conntrack, 1);
+
+/* client, service -> backend. Written and read when a flow of a service with affinity begins. */
+BPF_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1);
+
+/* service, client prefix -> allowed. Written by the agent, read when a flow of a service with ranges begins. */
+BPF_F_TABLE("lpm_trie", struct source_range, u32, source_ranges, 1, BPF_F_NO_PREALLOC);
+
+/* client prefix -> these are the cluster's pods. Written by the agent, read when a flow begins. */
+BPF_F_TABLE("lpm_trie", struct address_range, u32, pod_ranges, 1, BPF_F_NO_PREALLOC);
+
+/* address -> it is this node's own. Written by the agent as netlink tells, read when a flow begins. */
+BPF_HASH(node_addresses, struct address, u32, 1);
+
+/* ifindex -> addresses to masquerade with. Written by the agent as netlink tells, read when a flow begins. */
+BPF_HASH(devices, u32, struct device, 1);
+
+/* a fragmented packet -> its ports. Written by its first fragment, read by the others. */
+BPF_TABLE("lru_hash", struct fragment_key, struct ports, fragments, 1);
+
 /* enum counter -> events. Added to by the programs, read by the agent's metrics. Never reset. */
 BPF_PERCPU_ARRAY(counters, u64, COUNTERS);
 

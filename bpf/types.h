@@ -43,8 +43,27 @@ struct frontend {
 	u32 inside;           /* base of the segment for clients of the cluster */
 	u32 outside;          /* base of the segment for everybody else */
 	u32 affinity_timeout; /* seconds; 0 = no affinity */
-	u32 flags;            /* none yet; zero */
+	u32 flags;            /* enum frontend_kind, FRONTEND_* */
 };
+
+enum frontend_kind {
+	FRONTEND_CLUSTER_IP = 1,
+	FRONTEND_NODE_PORT,
+	FRONTEND_EXTERNAL_IP,
+	FRONTEND_LOAD_BALANCER,
+	/*
+	 * Nothing to forward to: port 0 and protocol 0 stand for a ClusterIP itself, whose other ports are refused; the
+	 * address zero of a family stands for the port of a NodePort, which no process of the node may bind.
+	 */
+	FRONTEND_RESERVED,
+};
+
+#define FRONTEND_KIND_MASK      0x007
+#define FRONTEND_EXTERNAL_LOCAL 0x008 /* externalTrafficPolicy: Local: the client's address is kept */
+#define FRONTEND_SOURCE_RANGES  0x010 /* only for the clients in source_ranges */
+#define FRONTEND_MASQUERADE     0x020 /* a ClusterIP that hides every client (masqueradeAll) */
+#define FRONTEND_DSR            0x040 /* the backend's node answers clients outside by itself */
+#define FRONTEND_MAGLEV         0x080 /* backends for clients outside by consistent hashing */
 
 /*
  * A segment is a header and, right behind it, its backends:
@@ -95,12 +114,111 @@ struct peer_origin {
 	u16 pad; /* zero */
 };
 
+/* What tells one flow of packets from another, as a packet of it has it in one direction. */
+struct tuple {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	u8 protocol;
+	u8 pad[3]; /* zero */
+};
+
+/*
+ * What becomes of a packet with a tuple. A translated flow has two entries, one for each way:
+ *
+ *	client:cp -> frontend:fp   becomes   source:sp -> backend:bp	(FLOW_REPLY not set)
+ *	backend:bp -> source:sp    becomes   frontend:fp -> client:cp	(FLOW_REPLY set)
+ *
+ * source is the client itself, or an address of this node if the flow is masqueraded.
+ */
+struct flow {
+	struct address source;
+	struct address destination;
+	__be16 source_port;
+	__be16 destination_port;
+	u32 service; /* id of the service port */
+	u32 seen;    /* when a packet last went this way; seconds of the monotonic clock */
+	u32 device;  /* 0: the stack routes it; LOOPBACK: into the node; else out of this device */
+	u32 flags;   /* FLOW_* */
+};
+
+#define LOOPBACK         1 /* the ifindex of lo in every network namespace */
+
+#define FLOW_REPLY       0x001 /* the way back */
+#define FLOW_AT_EGRESS   0x002 /* the way back is translated where it leaves the node, not where it enters */
+#define FLOW_MASQUERADED 0x004 /* the backend sees an address of this node */
+#define FLOW_REPLIED     0x008 /* the backend has answered */
+#define FLOW_ESTABLISHED 0x010 /* TCP: the client has answered the backend's answer */
+#define FLOW_FIN         0x020 /* TCP: this way has ended */
+#define FLOW_PEER_FIN    0x040 /* TCP: the other way has ended */
+#define FLOW_CLOSED      0x080 /* TCP: reset */
+#define FLOW_DSR         0x100 /* the backend's node answers; no reply comes this way */
+
+/* The backend that a client of a service with affinity gets. */
+struct affinity_key {
+	struct address client;
+	u32 service;
+};
+
+struct affinity {
+	struct address address;
+	__be16 port;
+	u16 pad;  /* zero */
+	u32 slot; /* where the backend was last found */
+	u32 seen; /* when the client last connected; seconds of the monotonic clock */
+};
+
+/* Clients that a service's load balancer addresses answer; prefix_bits counts the 32 of service too. */
+struct source_range {
+	u32 prefix_bits;
+	u32 service;
+	struct address client;
+};
+
+struct address_range {
+	u32 prefix_bits;
+	struct address address;
+};
+
+/* The addresses a masqueraded packet leaves a device with; zero = none of that family. ifindex 0: the node's own. */
+struct device {
+	struct address ipv4;
+	struct address ipv6;
+};
+
+/* A fragmented packet, whose ports only its first fragment carries. */
+struct fragment_key {
+	struct address source;
+	struct address destination;
+	u32 id; /* as in the packet */
+	u8 protocol;
+	u8 pad[3]; /* zero */
+};
+
+struct ports {
+	__be16 source;
+	__be16 destination;
+};
+
 /* Indexes of the counters map. */
 enum counter {
-	COUNTER_REJECTED,       /* connects and datagrams refused: no usable endpoint */
-	COUNTER_DROPPED,        /* the same, refused because of internalTrafficPolicy: Local */
-	COUNTER_ORIGIN_SPILLED, /* connected sockets remembered in peer_origins: their slot was taken */
-	COUNTER_ORIGIN_LOST,    /* peers nobody remembers: the map refused the entry */
+	COUNTER_REJECTED,             /* refused: no usable endpoint */
+	COUNTER_DROPPED,              /* silent: endpoints, but none for this client (traffic policy Local) */
+	COUNTER_ORIGIN_SPILLED,       /* connected sockets remembered in peer_origins: their slot was taken */
+	COUNTER_ORIGIN_LOST,          /* peers nobody remembers: the map refused the entry */
+	COUNTER_UNDEFINED_PORT,       /* refused: a ClusterIP without such a port */
+	COUNTER_SOURCE_RANGE,         /* dropped: not in loadBalancerSourceRanges */
+	COUNTER_NODE_PORT_TAKEN,      /* binds refused: the port is a NodePort */
+	COUNTER_MALFORMED,            /* dropped: headers that contradict themselves, to a service */
+	COUNTER_FRAGMENT_LOST,        /* dropped: a later fragment whose first one was never seen */
+	COUNTER_SOURCE_NAT_EXHAUSTED, /* dropped: no free source port towards the backend */
+	COUNTER_CONNTRACK_FULL,       /* dropped: conntrack refused the entry */
+	COUNTER_NO_ROUTE,             /* dropped: no route to the backend or back to the client */
+	COUNTER_TOO_BIG,              /* answered: does not fit the way to the backend */
+	COUNTER_TTL_EXCEEDED,         /* dropped: out of hops */
+	COUNTER_WRITE_FAILED,         /* dropped: the packet could not be rewritten */
+	COUNTER_FLOWS,                /* flows that began to be translated */
 	COUNTERS,
 };
 

@@ -22,6 +22,7 @@ class MapKind(enum.StrEnum):
     ARRAY = "array"
     PERCPU_ARRAY = "percpu_array"
     LRU_HASH = "lru_hash"
+    LPM_TRIE = "lpm_trie"
 
 
 class Field(NamedTuple):
@@ -63,6 +64,28 @@ SLOT = _layout("slot", address="16s", port="2s", flags="H", count="I")
 ORIGIN = _layout("origin", cookie="Q", address="16s", port="2s", backend_port="2s", backend_word="4s")
 PEER_KEY = _layout("peer_key", cookie="Q", address="16s", port="2s", pad="H", pad2="I")
 PEER_ORIGIN = _layout("peer_origin", address="16s", port="2s", pad="H")
+TUPLE = _layout(
+    "tuple", source="16s", destination="16s", source_port="2s", destination_port="2s", protocol="B", pad="3s"
+)
+FLOW = _layout(
+    "flow",
+    source="16s",
+    destination="16s",
+    source_port="2s",
+    destination_port="2s",
+    service="I",
+    seen="I",
+    device="I",
+    flags="I",
+)
+AFFINITY_KEY = _layout("affinity_key", client="16s", service="I")
+AFFINITY = _layout("affinity", address="16s", port="2s", pad="H", slot="I", seen="I")
+SOURCE_RANGE = _layout("source_range", prefix_bits="I", service="I", client="16s")
+ADDRESS_RANGE = _layout("address_range", prefix_bits="I", address="16s")
+ADDRESS = _layout("address", word="16s")
+DEVICE = _layout("device", ipv4="16s", ipv6="16s")
+FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", pad="3s")
+PORTS = _layout("ports", source="2s", destination="2s")
 U32 = _layout("u32", value="I")
 U64 = _layout("u64", value="Q")
 
@@ -70,6 +93,46 @@ SEGMENT_DROP = 1
 BASE_REJECT = 0
 BASE_DROP = 1
 FIRST_FREE_SLOT = 2
+POD_RANGES = 64
+"""How many ranges of pods a cluster may have."""
+
+
+class FrontendKind(enum.IntEnum):
+    """What a frontend is of its Service (``enum frontend_kind``)."""
+
+    CLUSTER_IP = 1
+    NODE_PORT = 2
+    EXTERNAL_IP = 3
+    LOAD_BALANCER = 4
+    RESERVED = 5
+    """A ClusterIP itself (port 0, protocol 0) or a NodePort itself (address zero): refused, never forwarded."""
+
+
+class FrontendFlag(enum.IntFlag):
+    """``FRONTEND_*``, above the bits of the kind."""
+
+    EXTERNAL_LOCAL = 0x008
+    SOURCE_RANGES = 0x010
+    MASQUERADE = 0x020
+    DSR = 0x040
+    MAGLEV = 0x080
+
+
+FRONTEND_KIND_MASK = 0x007
+
+
+class FlowFlag(enum.IntFlag):
+    """``FLOW_*``: the state of one way of a tracked flow."""
+
+    REPLY = 0x001
+    AT_EGRESS = 0x002
+    MASQUERADED = 0x004
+    REPLIED = 0x008
+    ESTABLISHED = 0x010
+    FIN = 0x020
+    PEER_FIN = 0x040
+    CLOSED = 0x080
+    DSR = 0x100
 
 
 class Counter(enum.IntEnum):
@@ -79,6 +142,18 @@ class Counter(enum.IntEnum):
     DROPPED = 1
     ORIGIN_SPILLED = 2
     ORIGIN_LOST = 3
+    UNDEFINED_PORT = 4
+    SOURCE_RANGE = 5
+    NODE_PORT_TAKEN = 6
+    MALFORMED = 7
+    FRAGMENT_LOST = 8
+    SOURCE_NAT_EXHAUSTED = 9
+    CONNTRACK_FULL = 10
+    NO_ROUTE = 11
+    TOO_BIG = 12
+    TTL_EXCEEDED = 13
+    WRITE_FAILED = 14
+    FLOWS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +172,16 @@ class MapSpec:
 class MapSizes:
     """Capacities, in entries. ``socket_origins`` is a power of two."""
 
-    frontends: int = 32_768
+    frontends: int = 65_536
     segments: int = 262_144
     socket_origins: int = 32_768
     peer_origins: int = 16_384
+    conntrack: int = 131_072
+    affinity: int = 16_384
+    source_ranges: int = 16_384
+    fragments: int = 4_096
+    node_addresses: int = 1_024
+    devices: int = 1_024
 
 
 def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
@@ -110,6 +191,13 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("segments", MapKind.ARRAY, U32, SLOT, sizes.segments),
         MapSpec("socket_origins", MapKind.ARRAY, U32, ORIGIN, sizes.socket_origins, carries_over=True),
         MapSpec("peer_origins", MapKind.LRU_HASH, PEER_KEY, PEER_ORIGIN, sizes.peer_origins, carries_over=True),
+        MapSpec("conntrack", MapKind.LRU_HASH, TUPLE, FLOW, sizes.conntrack, carries_over=True),
+        MapSpec("affinity", MapKind.LRU_HASH, AFFINITY_KEY, AFFINITY, sizes.affinity),
+        MapSpec("source_ranges", MapKind.LPM_TRIE, SOURCE_RANGE, U32, sizes.source_ranges),
+        MapSpec("pod_ranges", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, POD_RANGES),
+        MapSpec("node_addresses", MapKind.HASH, ADDRESS, U32, sizes.node_addresses),
+        MapSpec("devices", MapKind.HASH, U32, DEVICE, sizes.devices),
+        MapSpec("fragments", MapKind.LRU_HASH, FRAGMENT_KEY, PORTS, sizes.fragments),
         MapSpec("counters", MapKind.PERCPU_ARRAY, U32, U64, len(Counter), carries_over=True),
     )
 

@@ -49,11 +49,43 @@ class ObjectKey(NamedTuple):
 
 
 class ServicePort(msgspec.Struct, frozen=True, gc=False):
-    """One port of a Service; ``number`` is the port clients use."""
+    """One port of a Service; ``number`` is the port clients use, ``node_port`` that of every node, 0 = none."""
 
     name: str
     protocol: Protocol
     number: int
+    node_port: int = 0
+
+
+class Forwarding(enum.StrEnum):
+    """How packets of clients outside reach a backend on another node."""
+
+    SNAT = "snat"
+    DSR = "dsr"
+
+
+class Algorithm(enum.StrEnum):
+    """How a backend is chosen for a client outside."""
+
+    RANDOM = "random"
+    MAGLEV = "maglev"
+
+
+class External(msgspec.Struct, frozen=True, gc=False):
+    """How a Service is reached from outside the cluster; node ports stand with the ports.
+
+    Addresses have 16 bytes, either family. ``source_ranges`` (address, prefix bits of 128) limit who may use the load
+    balancer's addresses; of a family without a range, everybody may. ``forwarding`` and ``algorithm`` of None: as the
+    cluster does.
+    """
+
+    external_ips: tuple[bytes, ...] = ()
+    load_balancer_ips: tuple[bytes, ...] = ()
+    source_ranges: tuple[tuple[bytes, int], ...] = ()
+    is_local: bool = False
+    health_check_node_port: int = 0
+    forwarding: Forwarding | None = None
+    algorithm: Algorithm | None = None
 
 
 class ServiceRecord(msgspec.Struct, frozen=True, gc=False):
@@ -69,6 +101,10 @@ class ServiceRecord(msgspec.Struct, frozen=True, gc=False):
     ports: tuple[ServicePort, ...]
     internal_local: bool = False
     created: str = ""
+    affinity_timeout_s: int = 0
+    """How long a client keeps its backend after it last connected; 0 = no affinity."""
+    external: External | None = None
+    """None for a Service that is reached by its ClusterIPs alone."""
 
     kind: ClassVar[Kind] = Kind.SERVICE
 
@@ -164,4 +200,14 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
     """Of an EndpointSlice, the Service it belongs to, where that can be read."""
 
 
-Event = ListStarted | ListEnded | Upsert | Delete | Malformed
+class AddressesChanged(msgspec.Struct, frozen=True, gc=False):
+    """The addresses of this node are these, 16 bytes each: all of every device, and loopback's.
+
+    ``primary`` are those that the Node object's InternalIPs name, or else what the default routes leave from.
+    """
+
+    local: frozenset[bytes]
+    primary: frozenset[bytes] = frozenset()
+
+
+Event = ListStarted | ListEnded | Upsert | Delete | Malformed | AddressesChanged

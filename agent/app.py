@@ -24,6 +24,7 @@ from prometheus_client.core import Metric
 
 import agent
 from agent.config import Config, describe
+from agent.config_remarks import read_ephemeral_ports, remarks
 from agent.config_values import BindAddress
 from agent.core.model import Model
 from agent.core.records import ObjectKey
@@ -289,10 +290,8 @@ def run(config: Config) -> int:
     """Run an agent until SIGTERM or SIGINT; returns the exit status."""
     gc.disable()  # the first lists are a hundred thousand objects that all stay
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
-    if config.unused:
-        log.warning("fields of the configuration without effect here: %s", ", ".join(config.unused))
-    if config.manifests and (config.kubeconfig or config.api_server):
-        log.warning("objects come from %s: kubeconfig and apiServer have no effect", config.manifests)
+    for remark in remarks(config, read_ephemeral_ports()):
+        log.warning("%s", remark)
     if config.oom_score_adj is not None:
         with contextlib.suppress(PermissionError):
             Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj), encoding="ascii")

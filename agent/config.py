@@ -6,28 +6,42 @@ Everything wrong is reported at once.
 
 from __future__ import annotations
 
+import enum
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agent import config_values
-from agent.config_fields import Reading, read_document, read_fields
-from agent.config_values import BindAddress, Network, go_duration
+from agent.config_fields import DetectLocalMode, Reading, read_document, read_fields
+from agent.config_values import BindAddress, Network, PortRange, go_duration
 from agent.core.abi import MapSizes
+from agent.core.records import Algorithm, Forwarding
 from agent.errors import ConfigError
 
 _DEBUG_VERBOSITY = 4  # klog's convention: from 4 on, messages are for debugging
 _HEALTHZ = BindAddress("0.0.0.0", 10256)
 _METRICS = BindAddress("127.0.0.1", 10249)
+_SOURCE_PORTS = PortRange(10_000, 29_999)  # below the NodePorts, which are below the ports of the node's own sockets
 
 _ATTRIBUTES = {
     "manifests": "manifests",
     "clientConnection.kubeconfig": "kubeconfig",
     "apiServer": "api_server",
     "clusterCIDR": "cluster_cidrs",
+    "detectLocalMode": "detect_local_mode",
+    "detectLocal.bridgeInterface": "detect_local_bridge",
+    "detectLocal.interfaceNamePrefix": "detect_local_prefix",
+    "nodePortAddresses": "node_port_addresses",
+    "masqueradeAll": "masquerade_all",
+    "allowedExternalIPs": "allowed_external_ips",
+    "sourcePorts": "source_ports",
+    "forwarding": "forwarding",
+    "algorithm": "algorithm",
+    "devices": "devices",
+    "excludeDevices": "exclude_devices",
     "cgroupRoot": "cgroup_root",
     "stateDir": "state_dir",
     "bpffs": "bpffs",
@@ -38,6 +52,10 @@ _ATTRIBUTES = {
     "bindAddressHardFail": "bind_address_hard_fail",
     "syncPeriod": "sync_period_s",
     "driftCheckPeriod": "drift_check_period_s",
+    "conntrack.tcpEstablishedTimeout": "tcp_established_timeout_s",
+    "conntrack.tcpCloseWaitTimeout": "tcp_close_wait_timeout_s",
+    "conntrack.udpTimeout": "udp_timeout_s",
+    "conntrack.udpStreamTimeout": "udp_stream_timeout_s",
     "oomScoreAdj": "oom_score_adj",
     "logFormat": "log_format",
     "logLevel": "log_level",
@@ -47,7 +65,16 @@ _SIZES = {
     "mapSizes.segments": "segments",
     "mapSizes.socketOrigins": "socket_origins",
     "mapSizes.peerOrigins": "peer_origins",
+    "mapSizes.conntrack": "conntrack",
+    "mapSizes.affinity": "affinity",
+    "mapSizes.sourceRanges": "source_ranges",
+    "mapSizes.fragments": "fragments",
 }
+_DETECTED_BY = {
+    DetectLocalMode.BRIDGE_INTERFACE.value: "detectLocal.bridgeInterface",
+    DetectLocalMode.INTERFACE_NAME_PREFIX.value: "detectLocal.interfaceNamePrefix",
+}
+_DEFAULT_MODE = "iptables"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +93,26 @@ class Config:
     cgroup_root: Path | None = None
     state_dir: Path = Path("/run/ebproxy")
     bpffs: Path = Path("/sys/fs/bpf")
+    detect_local_mode: DetectLocalMode = DetectLocalMode.CLUSTER_CIDR
+    """How pods are told: by ``cluster_cidrs``, or the Node's podCIDRs where there are none; or by the next two."""
+    detect_local_bridge: str = ""
+    detect_local_prefix: str = ""
+    node_port_addresses: tuple[Network, ...] | str = ()
+    """Where NodePorts answer: local addresses in these networks (a family without one: all), or ``primary``."""
+    masquerade_all: bool = False
+    allowed_external_ips: tuple[Network, ...] = ()
+    """Which externalIPs are served; () = all."""
+    source_ports: PortRange = _SOURCE_PORTS
+    """What masqueraded flows get their source ports from: nobody else's."""
+    forwarding: Forwarding = Forwarding.SNAT
+    algorithm: Algorithm = Algorithm.RANDOM
+    devices: tuple[str, ...] = ()
+    """Shell patterns of the devices that get programs; () = every suitable one. ``exclude_devices`` wins."""
+    exclude_devices: tuple[str, ...] = ()
+    tcp_established_timeout_s: float = 86_400.0
+    tcp_close_wait_timeout_s: float = 3_600.0
+    udp_timeout_s: float = 30.0
+    udp_stream_timeout_s: float = 120.0
     socket_lb: str = "all"
     """``all``, ``host`` or ``off``: how much the socket hooks take over."""
     remember_peer: bool = True
@@ -97,10 +144,36 @@ def load(
         read_fields(read_document(config_file), file)
     read_fields(overrides or {}, flags, keeps_empty=True)
     node_name = _node_name(file, flags, environment, hostname or socket.gethostname())
-    faults = (*file.faults, *flags.faults)
+    values = file.values | flags.values
+    faults = (*file.faults, *flags.faults, *_contradictions(values))
     if faults:
         raise ConfigError(faults)
-    return _assemble(node_name, file.values | flags.values, tuple(file.unused + flags.unused))
+    return _assemble(node_name, values, (*file.unused, *flags.unused, *_of_other_modes(values)))
+
+
+def _contradictions(values: Mapping[str, object]) -> Iterator[str]:
+    """Find faults that no field has alone."""
+    mode = values.get("detectLocalMode")
+    path = _DETECTED_BY.get(str(mode))
+    if path and not values.get(path):
+        yield f"{path}: is not set; detectLocalMode {mode} needs it"
+
+
+def _of_other_modes(values: Mapping[str, object]) -> Iterator[str]:
+    """Name fields that are set for a mode that is not the chosen one: they have no effect, as in kube-proxy."""
+    chosen = str(values.get("mode", _DEFAULT_MODE))
+    relevant = {f"{chosen}.syncPeriod", f"{_masquerading(chosen)}.masqueradeAll"}
+    yield from (path for path in values if path.endswith((".syncPeriod", ".masqueradeAll")) and path not in relevant)
+    detected_by = _DETECTED_BY.get(str(values.get("detectLocalMode", "")))
+    yield from (path for path in _DETECTED_BY.values() if path in values and path != detected_by)
+
+
+def _masquerading(mode: str) -> str:
+    """Choose whose masqueradeAll is meant.
+
+    Source: Convert_v1alpha1_KubeProxyConfiguration_To_config_KubeProxyConfiguration.
+    """
+    return "nftables" if mode == "nftables" else "iptables"
 
 
 def _node_name(file: Reading, flags: Reading, environment: Mapping[str, str], hostname: str) -> str:
@@ -118,7 +191,11 @@ def _node_name(file: Reading, flags: Reading, environment: Mapping[str, str], ho
 
 
 def _assemble(node_name: str, values: Mapping[str, object], unused: tuple[str, ...]) -> Config:
-    given: dict[str, Any] = {attribute: values[path] for path, attribute in _ATTRIBUTES.items() if path in values}
+    # Source: kube-proxy's conntrack flags: a timeout of 0 leaves what is there.
+    left = {path for path, value in values.items() if path.startswith("conntrack.") and value == 0}
+    given: dict[str, Any] = {
+        attribute: values[path] for path, attribute in _ATTRIBUTES.items() if path in values.keys() - left
+    }
     sizes: dict[str, Any] = {attribute: values[path] for path, attribute in _SIZES.items() if path in values}
     return Config(
         node_name=node_name,
@@ -136,9 +213,10 @@ def _implied(values: Mapping[str, object]) -> dict[str, Any]:
     implied: dict[str, Any] = {}
     if ":" in str(values.get("bindAddress", "")):
         implied |= {"healthz_address": BindAddress("::", 10256), "metrics_address": BindAddress("::1", 10249)}
-    section = f"{values.get('mode', 'iptables')}.syncPeriod"
-    if section in values:
-        implied["sync_period_s"] = values[section]
+    mode = str(values.get("mode", _DEFAULT_MODE))
+    if f"{mode}.syncPeriod" in values:
+        implied["sync_period_s"] = values[f"{mode}.syncPeriod"]
+    implied["masquerade_all"] = values.get(f"{_masquerading(mode)}.masqueradeAll", False)
     if "logging.format" in values:
         implied["log_format"] = values["logging.format"]
     if int(str(values.get("logging.verbosity", 0))) >= _DEBUG_VERBOSITY:
@@ -162,8 +240,8 @@ def describe(config: Config) -> dict[str, Any]:
 def _written(path: str, value: object) -> object:
     if path.endswith("BindAddress"):
         return str(value or BindAddress("0.0.0.0", 0))
-    if path.endswith("Period"):
+    if path.endswith(("Period", "Timeout")):
         return go_duration(float(str(value)))
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, PortRange | Path | enum.StrEnum):
+        return str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value

@@ -8,6 +8,7 @@ Source: kubeproxy.config.k8s.io/v1alpha1 KubeProxyConfiguration.
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,23 @@ from pathlib import Path
 import yaml
 
 from agent import config_values as read
+from agent.core.abi import POD_RANGES
+from agent.core.records import Algorithm, Forwarding
 from agent.errors import ConfigError
 
 KUBE_PROXY_GROUP = "kubeproxy.config.k8s.io"
 KUBE_PROXY_KIND = "KubeProxyConfiguration"
 _CONFIG_MAP_KEYS = ("config.conf", "config", "config.yaml")
 _MOST_ENTRIES = 1 << 24
+
+
+class DetectLocalMode(enum.StrEnum):
+    """How the traffic of pods is told from others': by where it comes from, or the device it comes by."""
+
+    CLUSTER_CIDR = "ClusterCIDR"
+    NODE_CIDR = "NodeCIDR"
+    BRIDGE_INTERFACE = "BridgeInterface"
+    INTERFACE_NAME_PREFIX = "InterfaceNamePrefix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +81,32 @@ FIELDS: Mapping[str, Field] = {
     "mapSizes.segments": _ours(read.integer(4, _MOST_ENTRIES)),  # the shared empty ones, and one of its own
     "mapSizes.socketOrigins": _ours(read.power_of_two(2, _MOST_ENTRIES)),
     "mapSizes.peerOrigins": _ours(_SIZE),
+    "mapSizes.conntrack": _ours(_SIZE),
+    "mapSizes.affinity": _ours(_SIZE),
+    "mapSizes.sourceRanges": _ours(_SIZE),
+    "mapSizes.fragments": _ours(_SIZE),
+    "masqueradeAll": _ours(read.boolean),
+    "sourcePorts": _ours(read.port_range),
+    "forwarding": _ours(read.member(Forwarding)),
+    "algorithm": _ours(read.member(Algorithm)),
+    "allowedExternalIPs": _ours(read.networks),
+    "devices": _ours(read.device_patterns),
+    "excludeDevices": _ours(read.device_patterns),
     "driftCheckPeriod": _ours(read.period),
     "logFormat": _ours(read.choice("json", "text")),
     "logLevel": _ours(read.choice("debug", "info", "warning", "error")),
     # kube-proxy's, with effect
-    "clusterCIDR": _shared(read.networks),
+    "clusterCIDR": _shared(read.ranges(POD_RANGES)),
+    "detectLocalMode": _shared(read.member(DetectLocalMode)),
+    "detectLocal.bridgeInterface": _shared(read.device),
+    "detectLocal.interfaceNamePrefix": _shared(read.device),
+    "nodePortAddresses": _shared(read.node_port_addresses),
+    "iptables.masqueradeAll": _shared(read.boolean),
+    "nftables.masqueradeAll": _shared(read.boolean),
+    "conntrack.tcpEstablishedTimeout": _shared(read.duration),
+    "conntrack.tcpCloseWaitTimeout": _shared(read.duration),
+    "conntrack.udpTimeout": _shared(read.duration),
+    "conntrack.udpStreamTimeout": _shared(read.duration),
     "hostnameOverride": _shared(read.node_name),
     "bindAddress": _shared(read.address),
     "healthzBindAddress": _shared(read.bind_address(10256)),
@@ -88,12 +121,8 @@ FIELDS: Mapping[str, Field] = {
     "logging.format": _shared(read.choice("json", "text")),
     "logging.verbosity": _shared(_COUNT),
     # kube-proxy's, without effect so far, or for good
-    # (mode still says whose syncPeriod is meant)
+    # (mode still says whose syncPeriod and masqueradeAll are meant)
     "mode": _unused(read.choice("iptables", "ipvs", "nftables", "kernelspace")),
-    "nodePortAddresses": _unused(read.node_port_addresses),
-    "detectLocalMode": _unused(read.choice("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")),
-    "detectLocal.bridgeInterface": _unused(read.text),
-    "detectLocal.interfaceNamePrefix": _unused(read.text),
     "clientConnection.acceptContentTypes": _unused(read.text),
     "clientConnection.contentType": _unused(read.text),
     "clientConnection.qps": _unused(read.number),
@@ -101,7 +130,6 @@ FIELDS: Mapping[str, Field] = {
     "configSyncPeriod": _unused(read.duration),
     "minSyncPeriod": _unused(read.duration),
     "iptables.minSyncPeriod": _unused(read.duration),
-    "iptables.masqueradeAll": _unused(read.boolean),
     "iptables.masqueradeBit": _unused_pointer(_BIT),
     "iptables.localhostNodePorts": _unused_pointer(read.boolean),
     "iptables.snatNodeInternalIP": _unused_pointer(read.boolean),
@@ -113,15 +141,10 @@ FIELDS: Mapping[str, Field] = {
     "ipvs.tcpFinTimeout": _unused(read.duration),
     "ipvs.udpTimeout": _unused(read.duration),
     "nftables.minSyncPeriod": _unused(read.duration),
-    "nftables.masqueradeAll": _unused(read.boolean),
     "nftables.masqueradeBit": _unused_pointer(_BIT),
     "conntrack.maxPerCore": _unused_pointer(_COUNT),
     "conntrack.min": _unused_pointer(_COUNT),
-    "conntrack.tcpEstablishedTimeout": _unused_pointer(read.duration),
-    "conntrack.tcpCloseWaitTimeout": _unused_pointer(read.duration),
     "conntrack.tcpBeLiberal": _unused(read.boolean),
-    "conntrack.udpTimeout": _unused(read.duration),
-    "conntrack.udpStreamTimeout": _unused(read.duration),
     "enableProfiling": _unused(read.boolean),
     "featureGates": _unused(),
     "logging.flushFrequency": _unused(),

@@ -22,7 +22,11 @@ _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 _NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "a mapping"}
 _HIGHEST_PORT = 65535
-_NODE_PORT_KEYWORDS = ("primary", "localhost", "all")
+_LOWEST_SOURCE_PORT = 1024
+_FEWEST_SOURCE_PORTS = 1024
+_DEVICE_PATTERN = re.compile(r"[^\s/:]+")
+_DEVICE_NAME = re.compile(r"[^\s/:]{1,15}")
+PRIMARY = "primary"
 
 
 class BindAddress(NamedTuple):
@@ -33,6 +37,16 @@ class BindAddress(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class PortRange(NamedTuple):
+    """Ports from ``first`` to ``last``, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
 
 
 def seconds(text: str) -> float:
@@ -195,10 +209,57 @@ def networks(value: object) -> tuple[Network, ...]:
     return tuple(found)
 
 
-def node_port_addresses(value: object) -> tuple[str, ...]:
-    """Read where NodePorts answer: prefixes, and the words primary, localhost and all."""
+def ranges(most: int) -> Callable[[object], tuple[Network, ...]]:
+    """Make a reader of at most ``most`` prefixes."""
+
+    def read(value: object) -> tuple[Network, ...]:
+        found = networks(value)
+        if len(found) > most:
+            raise ValueError(f"holds {len(found)} prefixes; accepted: at most {most}")
+        return found
+
+    return read
+
+
+def node_port_addresses(value: object) -> tuple[Network, ...] | str:
+    """Read where NodePorts answer: prefixes, or the word ``primary`` alone.
+
+    Source: kube-proxy's --nodeport-addresses.
+    """
     items = _strings(value)
-    networks([item for item in items if item not in _NODE_PORT_KEYWORDS])
+    if items == [PRIMARY]:
+        return PRIMARY
+    if PRIMARY in items:
+        raise ValueError("holds 'primary' among others; accepted: prefixes, or 'primary' alone")
+    return networks(items)
+
+
+def port_range(value: object) -> PortRange:
+    """Read ``FIRST-LAST``: ports that any user may bind, and enough of them."""
+    first, _, last = text(value).partition("-")
+    if first.isdecimal() and last.isdecimal():
+        found = PortRange(int(first), int(last))
+        is_bound = found.first >= _LOWEST_SOURCE_PORT and found.last <= _HIGHEST_PORT
+        if is_bound and found.last - found.first + 1 >= _FEWEST_SOURCE_PORTS:
+            return found
+    accepted = f"FIRST-LAST, from {_LOWEST_SOURCE_PORT} to {_HIGHEST_PORT}, {_FEWEST_SOURCE_PORTS} ports or more"
+    raise ValueError(f"is {_shown(value)}; accepted: {accepted}")
+
+
+def device(value: object) -> str:
+    """Read the name of a network device, or the beginning of one."""
+    name = text(value)
+    if not _DEVICE_NAME.fullmatch(name):
+        raise ValueError(f"is {name!r}; accepted: the name of a network device, at most 15 characters")
+    return name
+
+
+def device_patterns(value: object) -> tuple[str, ...]:
+    """Read shell patterns of device names: a list, or text with commas between them."""
+    items = _strings(value)
+    for item in items:
+        if not _DEVICE_PATTERN.fullmatch(item):
+            raise ValueError(f"holds {item!r}; accepted: patterns of device names, like eth* or ens?")
     return tuple(items)
 
 

@@ -12,8 +12,10 @@ import yaml
 
 from agent.cli import flags
 from agent.config import Config, describe, load
-from agent.config_values import BindAddress, go_duration, seconds
+from agent.config_fields import FIELDS, DetectLocalMode
+from agent.config_values import BindAddress, Network, PortRange, go_duration, seconds
 from agent.core.abi import MapSizes
+from agent.core.records import Algorithm, Forwarding
 from agent.errors import ConfigError
 
 # What `kubeadm init phase addon kube-proxy` stores: every field, most of them empty.
@@ -90,7 +92,13 @@ CONFIG_MAP = yaml.safe_dump(
     {"apiVersion": "v1", "kind": "ConfigMap", "data": {"config.conf": KUBEADM, "kubeconfig.conf": ""}}
 )
 KUBEADM_INIT = f"apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\n---\n{KUBEADM}"
+SOURCE_PORTS = "accepted: FIRST-LAST, from 1024 to 65535, 1024 ports or more"
+DEVICE_NAME = "accepted: the name of a network device, at most 15 characters"
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+
+
+def networks(*texts: str) -> tuple[Network, ...]:
+    return tuple(map(ipaddress.ip_network, texts))
 
 
 @pytest.fixture
@@ -132,9 +140,16 @@ def test_what_kubeadm_writes_is_valid_unchanged_and_warns_of_nothing(from_text, 
     [
         ("mode: ipvs", ["mode"]),
         ("conntrack: {maxPerCore: 0}", ["conntrack.maxPerCore"]),
-        ("conntrack: {udpTimeout: 30s, tcpBeLiberal: true}", ["conntrack.udpTimeout", "conntrack.tcpBeLiberal"]),
+        ("conntrack: {udpTimeout: 30s, tcpBeLiberal: true}", ["conntrack.tcpBeLiberal"]),
         ("iptables: {localhostNodePorts: false}", ["iptables.localhostNodePorts"]),
-        ("nodePortAddresses: [primary, 192.0.2.0/24]", ["nodePortAddresses"]),
+        ("iptables: {minSyncPeriod: 1s}", ["iptables.minSyncPeriod"]),
+        ("nftables: {masqueradeAll: true, syncPeriod: 9s}", ["nftables.masqueradeAll", "nftables.syncPeriod"]),
+        ("mode: nftables\niptables: {masqueradeAll: true}", ["mode", "iptables.masqueradeAll"]),
+        ("mode: ipvs\niptables: {masqueradeAll: true}\nipvs: {syncPeriod: 9s}", ["mode"]),
+        (
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: br0, interfaceNamePrefix: veth}",
+            ["detectLocal.interfaceNamePrefix"],
+        ),
         ("featureGates: {A: true}", ["featureGates"]),
         ("winkernel: {sourceVip: 192.0.2.1}", ["winkernel"]),
         ("clientConnection: {qps: 5, burst: 10}", ["clientConnection.qps", "clientConnection.burst"]),
@@ -160,6 +175,46 @@ def test_a_kube_proxy_field_without_effect_is_named(from_text, line, unused):
         ("bindAddress: 'fd00::1'", "metrics_address", BindAddress("::1", 10249)),
         ("{bindAddress: 'fd00::1', metricsBindAddress: 127.0.0.1:9}", "metrics_address", BindAddress("127.0.0.1", 9)),
         ("clusterCIDR: [10.0.0.0/8]", "cluster_cidrs", (ipaddress.ip_network("10.0.0.0/8"),)),
+        ("nodePortAddresses: [primary]", "node_port_addresses", "primary"),
+        ("nodePortAddresses: primary", "node_port_addresses", "primary"),
+        ("nodePortAddresses: [192.0.2.0/24, '::/0']", "node_port_addresses", networks("192.0.2.0/24", "::/0")),
+        ("nodePortAddresses: []", "node_port_addresses", ()),
+        ("detectLocalMode: NodeCIDR", "detect_local_mode", DetectLocalMode.NODE_CIDR),
+        (
+            "{detectLocalMode: BridgeInterface, detectLocal: {bridgeInterface: cni0}}",
+            "detect_local_mode",
+            DetectLocalMode.BRIDGE_INTERFACE,
+        ),
+        (
+            "{detectLocalMode: BridgeInterface, detectLocal: {bridgeInterface: cni0}}",
+            "detect_local_bridge",
+            "cni0",
+        ),
+        (
+            "{detectLocalMode: InterfaceNamePrefix, detectLocal: {interfaceNamePrefix: veth}}",
+            "detect_local_prefix",
+            "veth",
+        ),
+        ("iptables: {masqueradeAll: true}", "masquerade_all", True),
+        ("nftables: {masqueradeAll: true}", "masquerade_all", False),
+        ("{mode: ipvs, iptables: {masqueradeAll: true}}", "masquerade_all", True),
+        ("{mode: nftables, iptables: {masqueradeAll: true}}", "masquerade_all", False),
+        ("{mode: nftables, nftables: {masqueradeAll: true}}", "masquerade_all", True),
+        ("{masqueradeAll: false, iptables: {masqueradeAll: true}}", "masquerade_all", False),
+        ("conntrack: {tcpEstablishedTimeout: 2h}", "tcp_established_timeout_s", 7_200.0),
+        ("conntrack: {tcpEstablishedTimeout: 0h0m0s}", "tcp_established_timeout_s", 86_400.0),
+        ("conntrack: {tcpCloseWaitTimeout: 1m}", "tcp_close_wait_timeout_s", 60.0),
+        ("conntrack: {udpTimeout: 5s}", "udp_timeout_s", 5.0),
+        ("conntrack: {udpStreamTimeout: 500ms}", "udp_stream_timeout_s", 0.5),
+        ("conntrack: {udpStreamTimeout: null}", "udp_stream_timeout_s", 120.0),
+        ("allowedExternalIPs: 198.51.100.0/24", "allowed_external_ips", networks("198.51.100.0/24")),
+        ("sourcePorts: 40000-41023", "source_ports", PortRange(40_000, 41_023)),
+        ("forwarding: dsr", "forwarding", Forwarding.DSR),
+        ("algorithm: maglev", "algorithm", Algorithm.MAGLEV),
+        ("devices: 'eth*,ens?'", "devices", ("eth*", "ens?")),
+        ("excludeDevices: [docker0]", "exclude_devices", ("docker0",)),
+        ("mapSizes: {conntrack: 7, affinity: 6}", "map_sizes", MapSizes(conntrack=7, affinity=6)),
+        ("mapSizes: {sourceRanges: 5, fragments: 4}", "map_sizes", MapSizes(source_ranges=5, fragments=4)),
         ("syncPeriod: 1m30s", "sync_period_s", 90.0),
         ("iptables: {syncPeriod: 20s}", "sync_period_s", 20.0),
         ("{mode: nftables, nftables: {syncPeriod: 9s}, iptables: {syncPeriod: 20s}}", "sync_period_s", 9.0),
@@ -214,6 +269,43 @@ def test_a_field_is_applied(from_text, text, attribute, expected):
             "nodePortAddresses: [everywhere]",
             "nodePortAddresses: holds 'everywhere'; accepted: prefixes like 10.244.0.0/16, a list or with commas",
         ),
+        (
+            "nodePortAddresses: [primary, 192.0.2.0/24]",
+            "nodePortAddresses: holds 'primary' among others; accepted: prefixes, or 'primary' alone",
+        ),
+        (
+            f"clusterCIDR: [{', '.join(f'10.{i}.0.0/16' for i in range(65))}]",
+            "clusterCIDR: holds 65 prefixes; accepted: at most 64",
+        ),
+        (
+            "detectLocalMode: ByGuess",
+            "detectLocalMode: is 'ByGuess'; accepted: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
+        ),
+        (
+            "detectLocalMode: BridgeInterface",
+            "detectLocal.bridgeInterface: is not set; detectLocalMode BridgeInterface needs it",
+        ),
+        (
+            "{detectLocalMode: InterfaceNamePrefix, detectLocal: {bridgeInterface: cni0}}",
+            "detectLocal.interfaceNamePrefix: is not set; detectLocalMode InterfaceNamePrefix needs it",
+        ),
+        (
+            "detectLocal: {bridgeInterface: sixteen-letters-}",
+            f"detectLocal.bridgeInterface: is 'sixteen-letters-'; {DEVICE_NAME}",
+        ),
+        ("sourcePorts: 10000-11022", f"sourcePorts: is '10000-11022'; {SOURCE_PORTS}"),
+        ("sourcePorts: 1023-9999", f"sourcePorts: is '1023-9999'; {SOURCE_PORTS}"),
+        ("sourcePorts: 60000-65536", f"sourcePorts: is '60000-65536'; {SOURCE_PORTS}"),
+        ("sourcePorts: '10000'", f"sourcePorts: is '10000'; {SOURCE_PORTS}"),
+        ("sourcePorts: 10000", "sourcePorts: is a number; accepted: a string"),
+        ("forwarding: hybrid", "forwarding: is 'hybrid'; accepted: snat, dsr"),
+        ("algorithm: rr", "algorithm: is 'rr'; accepted: random, maglev"),
+        ("devices: [eth 0]", "devices: holds 'eth 0'; accepted: patterns of device names, like eth* or ens?"),
+        (
+            "conntrack: {udpTimeout: -1s}",
+            "conntrack.udpTimeout: is '-1s'; accepted: a duration of zero or more, like 30s or 1h0m0s",
+        ),
+        ("mapSizes: {conntrack: 0}", "mapSizes.conntrack: is 0; accepted: a whole number from 1 to 16777216"),
         ("syncPeriod: 30", "syncPeriod: is 30; accepted: a duration of zero or more, like 30s or 1h0m0s"),
         ("syncPeriod: -1s", "syncPeriod: is '-1s'; accepted: a duration of zero or more, like 30s or 1h0m0s"),
         ("syncPeriod: 30 s", "syncPeriod: is no duration; accepted: a number with a unit, like 500ms, 30s or 1h0m0s"),
@@ -301,23 +393,111 @@ def test_a_flag_wins_over_the_file(from_text):
     assert config.healthz_address == BindAddress("0.0.0.0", 10256)
 
 
-def test_every_flag_sets_a_field_that_exists():
-    values = {"manifests": "/m", "nodeName": "n", "apiServer": "http://a", "socketLB": "off", "clusterCIDR": "::/0"}
-    values |= {"logFormat": "text", "logLevel": "error", "hostnameOverride": "h"}
-    overrides = {
-        flag.field: values.get(flag.field, "/p" if "Address" not in flag.field else "::1") for flag in flags.FLAGS
+def parsed(*arguments: str) -> dict[str, object]:
+    parser = argparse.ArgumentParser()
+    flags.add_flags(parser)
+    return flags.overrides_from(parser.parse_args(arguments))
+
+
+# As someone who comes from kube-proxy would type them.
+KUBE_PROXY_FLAGS = {
+    "--hostname-override=worker-1": ("node_name", "worker-1"),
+    "--cluster-cidr=10.0.0.0/8,fd00::/48": ("cluster_cidrs", networks("10.0.0.0/8", "fd00::/48")),
+    "--detect-local-mode=NodeCIDR": ("detect_local_mode", DetectLocalMode.NODE_CIDR),
+    "--nodeport-addresses=192.0.2.0/24": ("node_port_addresses", networks("192.0.2.0/24")),
+    "--nodeport-addresses=primary": ("node_port_addresses", "primary"),
+    "--masquerade-all": ("masquerade_all", True),
+    "--masquerade-all=T": ("masquerade_all", True),
+    "--masquerade-all=false": ("masquerade_all", False),
+    "--bind-address=fd00::1": ("healthz_address", BindAddress("::", 10256)),
+    "--bind-address-hard-fail": ("bind_address_hard_fail", True),
+    "--conntrack-tcp-timeout-established=2h": ("tcp_established_timeout_s", 7_200.0),
+    "--conntrack-tcp-timeout-close-wait=1m": ("tcp_close_wait_timeout_s", 60.0),
+    "--conntrack-udp-timeout=0": ("udp_timeout_s", 30.0),
+    "--conntrack-udp-timeout-stream=1m": ("udp_stream_timeout_s", 60.0),
+    "--iptables-sync-period=9s": ("sync_period_s", 9.0),
+    "--oom-score-adj=-999": ("oom_score_adj", -999),
+    "--logging-format=text": ("log_format", "text"),
+    "-v=4": ("log_level", "debug"),
+    "--master=192.0.2.1:6443": ("api_server", "https://192.0.2.1:6443"),
+}
+
+
+@pytest.mark.parametrize("flag", KUBE_PROXY_FLAGS)
+def test_a_flag_of_kube_proxy_is_applied(flag):
+    attribute, expected = KUBE_PROXY_FLAGS[flag]
+    config = load(None, parsed(flag), {}, "h")
+
+    assert expected == getattr(config, attribute)
+    assert config.unused == ()
+
+
+def test_flags_of_a_mode_of_kube_proxy_come_together():
+    config = load(None, parsed("--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"), {}, "h")
+
+    assert (config.detect_local_mode, config.detect_local_bridge) == (DetectLocalMode.BRIDGE_INTERFACE, "cni0")
+
+
+def test_a_false_flag_wins_over_a_true_file(from_text):
+    text = "{iptables: {masqueradeAll: true}, bindAddressHardFail: true, conntrack: {udpTimeout: 9s}}"
+
+    config = from_text(
+        text, parsed("--masquerade-all=false", "--bind-address-hard-fail=0", "--conntrack-udp-timeout=0")
+    )
+
+    assert (config.masquerade_all, config.bind_address_hard_fail, config.udp_timeout_s) == (False, False, 30.0)
+
+
+SAMPLES = {
+    "mode": "ipvs",
+    "ipvs.excludeCIDRs": "10.0.0.0/8",
+    "ipvs.scheduler": "rr",
+    "featureGates": "A=true",
+    "logging.flushFrequency": "5s",
+    "showHiddenMetricsForVersion": "1.35",
+    "logging.vmodule": "a=1",
+    "clientConnection.contentType": "json",
+}
+
+
+@pytest.mark.parametrize("flag", [flag for flag in flags.FLAGS if not flag.help], ids=lambda flag: flag.names[0])
+def test_a_flag_without_effect_is_accepted_and_named(flag):
+    sample = SAMPLES.get(flag.field, {"NUMBER": "3", "DURATION": "3s", "BOOL": "true"}.get(flag.metavar))
+
+    config = load(None, parsed(f"{flag.names[0]}={sample}"), {}, "h")
+
+    assert config.unused == (flag.field,)
+
+
+def test_flags_have_help_if_their_field_has_an_effect():
+    assert {flag.field for flag in flags.FLAGS if flag.help} == {
+        flag.field for flag in flags.FLAGS if FIELDS[flag.field].is_applied
     }
 
-    config = load(None, overrides, {}, "h")
 
-    assert config.unused == ()
-    assert Path("/p") == config.kubeconfig == config.cgroup_root == config.state_dir == config.bpffs
+@pytest.mark.parametrize(
+    ("argument", "fault"),
+    [
+        ("--masquerade-all=maybe", "masqueradeAll: is a string; accepted: true or false"),
+        ("--oom-score-adj=much", "oomScoreAdj: is 'much'; accepted: a whole number from -1000 to 1000"),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_a_fault(argument, fault):
+    assert [fault] == faults_of(load, None, parsed(argument), {}, "h")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", KUBEADM, "{metricsBindAddress: ':0', driftCheckPeriod: 1h1m1.5s, socketLB: off, mapSizes: {segments: 5}}"],
-    ids=["defaults", "kubeadm", "ours"],
+    [
+        "",
+        KUBEADM,
+        "{metricsBindAddress: ':0', driftCheckPeriod: 1h1m1.5s, socketLB: off, mapSizes: {segments: 5}}",
+        "{detectLocalMode: BridgeInterface, detectLocal: {bridgeInterface: cni0}, nodePortAddresses: primary}",
+        "{nodePortAddresses: [192.0.2.0/24, 'fd00::/64'], conntrack: {udpTimeout: 500ms, tcpEstablishedTimeout: 2h}}",
+        "{iptables: {masqueradeAll: true}, sourcePorts: 40000-50000, forwarding: dsr, algorithm: maglev}",
+        "{devices: ['eth*', ens3], excludeDevices: cni0, allowedExternalIPs: ['::/9'], mapSizes: {fragments: 9}}",
+    ],
+    ids=["defaults", "kubeadm", "ours", "bridge", "conntrack", "packet path", "devices"],
 )
 def test_a_described_configuration_loads_as_itself(from_text, text):
     config = from_text(text)

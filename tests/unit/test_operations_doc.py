@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from tests.unit.test_manifests_yaml import MANIFESTS, metric_families
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/operations.md").read_text(encoding="utf-8")
 _CODE = re.compile(r"`([^`]+)`")
-# Said in the sentence below the table: they stand for syncPeriod.
-IN_PROSE = {"iptables.syncPeriod", "ipvs.syncPeriod", "nftables.syncPeriod"}
+# Said in the sentence below the table: they stand for syncPeriod and masqueradeAll.
+IN_PROSE = {f"{mode}.syncPeriod" for mode in ("iptables", "ipvs", "nftables")}
+IN_PROSE |= {"iptables.masqueradeAll", "nftables.masqueradeAll"}
 
 
 def table(heading: str) -> list[list[str]]:
     """Read the rows of the first table under a heading, without its head."""
     section = TEXT.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
+    lines = itertools.dropwhile(lambda line: not line.startswith("|"), section.splitlines())
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
@@ -48,7 +51,8 @@ def test_every_field_with_an_effect_is_there() -> None:
 def test_every_flag_is_at_its_field() -> None:
     said = {path: tuple(_CODE.findall(row[1])) for path, row in CONFIGURATION.items() if row[1]}
 
-    assert said == {flag.field: flag.names for flag in FLAGS}
+    assert said == {flag.field: flag.names for flag in FLAGS if flag.help and flag.field not in IN_PROSE}
+    assert all(f"`{flag.names[0]}`" in TEXT for flag in FLAGS if flag.field in IN_PROSE)
 
 
 DEFAULTS = flat(describe(load(environment={"NODE_NAME": "node-7"})))

@@ -185,7 +185,10 @@ struct address_range {
 struct device {
 	struct address ipv4;
 	struct address ipv6;
+	u32 flags; /* DEVICE_* */
 };
+
+#define DEVICE_PODS 1 /* what comes in by it comes from the cluster's pods */
 
 /* A fragmented packet, whose ports only its first fragment carries. */
 struct fragment_key {

@@ -83,13 +83,15 @@ AFFINITY = _layout("affinity", address="16s", port="2s", pad="H", slot="I", seen
 SOURCE_RANGE = _layout("source_range", prefix_bits="I", service="I", client="16s")
 ADDRESS_RANGE = _layout("address_range", prefix_bits="I", address="16s")
 ADDRESS = _layout("address", word="16s")
-DEVICE = _layout("device", ipv4="16s", ipv6="16s")
+DEVICE = _layout("device", ipv4="16s", ipv6="16s", flags="I")
 FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", pad="3s")
 PORTS = _layout("ports", source="2s", destination="2s")
 U32 = _layout("u32", value="I")
 U64 = _layout("u64", value="Q")
 
 SEGMENT_DROP = 1
+DEVICE_PODS = 1
+"""What comes in by a device comes from the cluster's pods."""
 BASE_REJECT = 0
 BASE_DROP = 1
 FIRST_FREE_SLOT = 2

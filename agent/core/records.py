@@ -88,6 +88,13 @@ class External(msgspec.Struct, frozen=True, gc=False):
     algorithm: Algorithm | None = None
 
 
+class HealthCheck(NamedTuple):
+    """What load balancers ask this node of a Service: on which port, and how many of its addresses here are ready."""
+
+    port: int
+    local_endpoints: int
+
+
 class ServiceRecord(msgspec.Struct, frozen=True, gc=False):
     """A Service as the dataplane sees it.
 

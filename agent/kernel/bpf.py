@@ -13,7 +13,7 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -261,13 +261,29 @@ class Map:
         """Delete ``count`` keys in order. Not atomic; ENOENT stops it."""
         self._batch(Command.MAP_DELETE_BATCH, keys, b"", count)
 
-    def _batch(self, command: Command, keys: bytes, values: bytes, count: int) -> None:
+    def delete_present(self, keys: Sequence[bytes]) -> int:
+        """Delete those of these keys that are there, in order; returns how many were."""
+        deleted = 0
+        while keys:
+            done = self._batch(Command.MAP_DELETE_BATCH, b"".join(keys), b"", len(keys), until=errno.ENOENT)
+            deleted += done
+            keys = keys[done + 1 :]  # the first that is missing ends a batch
+        return deleted
+
+    def _batch(self, command: Command, keys: bytes, values: bytes, count: int, until: int = 0) -> int:
+        """Run a batch and return how many elements were done, all of them or as far as the error ``until``."""
         if not count:
-            return
+            return 0
         key_buffer = ctypes.create_string_buffer(keys, len(keys))
         value_buffer = ctypes.create_string_buffer(values, max(len(values), 1))
         attr = _attr("=QQQQIIQQ", 0, 0, _pointer(key_buffer), _pointer(value_buffer), count, self.fd, 0, 0)
-        bpf(command, attr)
+        try:
+            bpf(command, attr)
+        except OSError as error:
+            if error.errno != until:
+                raise
+        done: int = struct.unpack_from("=I", attr.raw, 32)[0]
+        return done
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Read every entry, in batches; entries that come or go meanwhile may be missed."""

@@ -56,6 +56,8 @@ class Placement:
     slots: bytes = b""
     is_silent: bool = False
     frontends: tuple[bytes, ...] = ()
+    serving: frozenset[bytes] | None = None
+    """UDP: every serving endpoint of any node, as address and port (18 bytes); None = not UDP."""
 
     @property
     def owns_segment(self) -> bool:

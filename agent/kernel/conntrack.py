@@ -1,0 +1,200 @@
+"""The sweep of tracked flows: entries that were silent too long, and UDP flows that stick to what is gone.
+
+One pass walks the whole map in batches, a slice of about a millisecond a turn, so that a change of endpoints never
+waits for it. It runs on the reconciler's thread. Reading by batches leaves the order of eviction alone.
+
+An entry that looks over is read again, with its pair, right before both are deleted. A packet may still come by in
+between, within a millisecond: its flow is then entered anew by the next one, as if the packet had been that much later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from agent.core.addresses import family_of
+from agent.core.flows import Flow, Losses, Sweep, Timeouts, UdpServices, udp_ends
+from agent.core.plan import Placement
+from agent.core.records import Family, ObjectKey
+from agent.kernel import bpf
+from agent.kernel.sockets import StaleSockets
+
+PERIOD_S = 10.0
+"""Between passes; no timeout is shorter."""
+_EMPTY_PERIOD_S = 30.0
+_BATCH = 2_048
+_CHUNK = 64
+_TURN_S = 0.001
+_REST_FACTOR = 10
+"""A pass that was asked for begins this many times the cost of the last one after it, at the earliest."""
+
+Aliases = Callable[[Container[int]], Mapping[int, int]]
+"""Given the ids of now, finds former ids of the same service ports."""
+
+
+class Undecided(NamedTuple):
+    """What a former agent left and nobody has claimed yet: service ids, and UDP frontends as 18 bytes."""
+
+    ids: frozenset[int]
+    frontends: frozenset[bytes]
+
+
+class _Pass:
+    """One walk over the map. ``flows`` are suspects of the slice in hand that were not decided yet."""
+
+    def __init__(self, sweep: Sweep, batches: Iterator[tuple[bytes, bytes, int]]) -> None:
+        self.sweep = sweep
+        self.busy_s = 0.0
+        self.entries = 0
+        self.flows: Iterator[Flow] = iter(())
+        self._batches = batches
+
+    def advance(self) -> bool:
+        """Take the next slice in hand; False = that was all."""
+        for keys, values, count in self._batches:
+            self.entries += count
+            self.flows = iter(self.sweep.suspects(keys, values, count))
+            return True
+        return False
+
+
+class FlowSweep:
+    """Keeps the conntrack map free of what is over. ``note`` what is planned; take a ``turn`` whenever it ``is_due``.
+
+    ``swept`` and ``stale`` count the entries deleted, by family.
+    """
+
+    def __init__(
+        self, conntrack: bpf.Map, timeouts: Timeouts, sockets: StaleSockets, services: UdpServices, aliases: Aliases
+    ) -> None:
+        self.services = services
+        self.sockets = sockets
+        self.swept: Tally[Family] = Tally()
+        self.stale: Tally[Family] = Tally()
+        self.due_at = time.monotonic() + PERIOD_S
+        self.on_pass: Callable[[float], None] = lambda _: None
+        """Called after each pass with what it cost, in seconds."""
+        self._map = conntrack
+        self._timeouts = timeouts
+        self._find_aliases = aliases
+        self._aliases: Mapping[int, int] | None = None
+        self._pass: _Pass | None = None
+        self._is_asked = False
+        self._checks_sockets = False
+        self._rest_until = 0.0
+
+    def note(self, key: ObjectKey, placements: Iterable[Placement]) -> None:
+        """Take in what a Service has in the kernel now; what it lost is looked for from the next turn on."""
+        self._lose(self.services.note(key, placements))
+
+    def note_all(self, keys: Container[ObjectKey]) -> None:
+        """Forget the Services that are not among these."""
+        for key in self.services.missing(keys):
+            self.note(key, ())
+
+    def note_removed(self, frontends: Iterable[bytes]) -> None:
+        """Take in that frontends of whoever are gone."""
+        self._lose({end: None for end in udp_ends(frontends) if end not in self.services.serving_at})
+
+    def check_all(self) -> None:
+        """Look for everything that sticks, sockets included: what happened before now was not noted."""
+        self._checks_sockets = True
+        self._ask()
+
+    def _lose(self, losses: Losses) -> None:
+        if losses:
+            self.sockets.request(losses)
+            self._ask()
+
+    def _ask(self) -> None:
+        self._is_asked = True
+        if self._pass is None:
+            self.due_at = min(self.due_at, self._rest_until)
+
+    def is_due(self, now: float) -> bool:
+        """Whether a turn is to be taken."""
+        return self._pass is not None or now >= self.due_at
+
+    def turn(self, now: float, undecided: Undecided | None) -> None:
+        """Do a slice of work. ``undecided``: None = nothing is certain yet, so only silence counts. Raises: OSError."""
+        if self._pass is None:
+            self._begin(now, undecided)
+        current = self._pass
+        assert current  # noqa: S101 - just begun
+        try:
+            is_done = self._slice(current)
+        except BaseException:
+            self._end(now + PERIOD_S)
+            raise
+        if is_done:
+            self.on_pass(current.busy_s)
+            self._rest_until = now + _REST_FACTOR * current.busy_s
+            self._end(now + (PERIOD_S if current.entries else _EMPTY_PERIOD_S))
+
+    def _begin(self, now: float, undecided: Undecided | None) -> None:
+        self._is_asked = False
+        if undecided is None:
+            sweep = Sweep(self._timeouts, int(now))
+        else:
+            sweep = Sweep(self._timeouts, int(now), self.services, undecided.ids)
+            sweep.aliases = self._known_aliases()
+            if self._checks_sockets:
+                self._checks_sockets = False
+                self.sockets.request_all(undecided.frontends)
+        self._pass = _Pass(sweep, self._map.batches(_BATCH))
+
+    def _known_aliases(self) -> Mapping[int, int]:
+        """Read, once, which ids of before a change of layout are whose: flows carry them for as long as they last."""
+        if self._aliases is None:
+            self._aliases = self._find_aliases(self.services.by_id)
+        return self._aliases
+
+    def _end(self, due_at: float) -> None:
+        self._pass = None
+        self.due_at = due_at
+        if self._is_asked:
+            self._ask()
+
+    def _slice(self, current: _Pass) -> bool:
+        """Work for about a millisecond; returns whether the pass is done."""
+        began = time.perf_counter()
+        try:
+            while time.perf_counter() - began < _TURN_S:
+                if not self._decide(current) and not current.advance():
+                    return True
+        finally:
+            current.busy_s += time.perf_counter() - began
+        return False
+
+    def _decide(self, current: _Pass) -> bool:
+        """Decide about a chunk of the slice in hand, and delete what is over; False = nothing was left of it."""
+        doomed: dict[bytes, Tally[Family]] = {}
+        has_more = False
+        for _, suspect in zip(range(_CHUNK), current.flows, strict=False):
+            has_more = True
+            for flow in self._over(current.sweep, suspect.key):
+                tally = self.stale if current.sweep.is_stale(flow) else self.swept
+                doomed[flow.key] = tally
+        if doomed:
+            self._map.delete_present(list(doomed))
+            for key, tally in doomed.items():
+                tally[family_of(key[:16])] += 1
+        return has_more
+
+    def _over(self, sweep: Sweep, key: bytes) -> tuple[Flow, ...]:
+        """Read an entry and its pair anew; returns those to delete."""
+        flow = self._read(key)
+        if flow is None:
+            return ()
+        pair = self._read(flow.pair_key)
+        if pair is not None and not pair.is_pair_of(flow):
+            pair = None  # another flow took its place
+        if not sweep.is_over(flow, pair):
+            return ()
+        return (flow, pair) if pair else (flow,)
+
+    def _read(self, key: bytes) -> Flow | None:
+        value = self._map.lookup(key)
+        return Flow.unpack(key, value) if value is not None else None

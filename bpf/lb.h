@@ -12,6 +12,31 @@ enum lb_verdict {
 	LB_PASS,    /* no service: leave it alone */
 };
 
+/* Find the service behind an address, port and protocol. */
+static __always_inline struct frontend *lb_frontend(const struct endpoint *asked, u8 protocol)
+{
+	struct frontend_key key = {
+		.address = asked->address,
+		.port = asked->port,
+		.protocol = protocol,
+	};
+
+	return frontends.lookup(&key);
+}
+
+/* Whether an address is a service's own, whatever the port: what it does not offer there is refused. */
+static __always_inline bool lb_is_reserved(const struct address *address)
+{
+	struct frontend_key key = { .address = *address };
+
+	return frontends.lookup(&key);
+}
+
+static __always_inline u32 lb_kind(const struct frontend *frontend)
+{
+	return frontend->flags & FRONTEND_KIND_MASK;
+}
+
 /**
  * lb_select_backend - Choose the backend of a segment that a number from the whole range of u32 falls to.
  * @base: the segment
@@ -36,28 +61,6 @@ static __always_inline enum lb_verdict lb_select_backend(u32 base, u32 seed, str
 	backend->address = slot->address;
 	backend->port = slot->port;
 	return LB_FORWARD;
-}
-
-/**
- * lb_translate - Find the service behind an address and choose one of its backends.
- * @asked: what the client asked for
- * @protocol: IPPROTO_*
- * @seed: see lb_select_backend()
- * @backend: receives the choice when the verdict is LB_FORWARD
- */
-static __always_inline enum lb_verdict lb_translate(const struct endpoint *asked, u8 protocol, u32 seed,
-						    struct endpoint *backend)
-{
-	struct frontend_key key = {
-		.address = asked->address,
-		.port = asked->port,
-		.protocol = protocol,
-	};
-	struct frontend *frontend = frontends.lookup(&key);
-
-	if (!frontend)
-		return LB_PASS;
-	return lb_select_backend(frontend->inside, seed, backend);
 }
 
 #endif

@@ -57,6 +57,9 @@ BPF_HASH(devices, u32, struct device, 1);
 /* a fragmented packet -> its ports. Written by its first fragment, read by the others. */
 BPF_TABLE("lru_hash", struct fragment_key, struct ports, fragments, 1);
 
+/* What a program of the packet path works on, which is more than its stack holds. Means nothing between packets. */
+BPF_PERCPU_ARRAY(works, struct work, 1);
+
 /* enum counter -> events. Added to by the programs, read by the agent's metrics. Never reset. */
 BPF_PERCPU_ARRAY(counters, u64, COUNTERS);
 

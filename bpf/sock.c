@@ -14,8 +14,8 @@
 
 #define AF_INET      2
 #define IPPROTO_UDP  17
+#define EADDRINUSE   98
 #define ECONNREFUSED 111
-#define ETIMEDOUT    110
 
 /* BCC declares it to return u32, which would cut the cookie. */
 static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
@@ -58,7 +58,7 @@ static __always_inline void sock_write6(struct bpf_sock_addr *ctx, const struct 
 /* Whether this socket is ours to translate: with socketLB: host, only those of the node's own namespace are. */
 static __always_inline bool sock_is_covered(struct bpf_sock_addr *ctx)
 {
-#ifdef HOST_NETNS_COOKIE
+#ifdef HOST_ONLY
 	return bpf_get_netns_cookie(ctx) == HOST_NETNS_COOKIE;
 #else
 	return true;
@@ -76,17 +76,39 @@ static __always_inline bool sock_remembers(struct bpf_sock_addr *ctx)
 }
 
 /* Turn a refusal into what the application's system call returns. */
-static __always_inline int sock_refuse(enum lb_verdict verdict)
+static __always_inline int sock_refuse(void)
 {
-	if (verdict == LB_DROP) {
-		/* A packet path would be silent until the client gives up: say at once what it would have found. */
-		counter_add(COUNTER_DROPPED);
-		bpf_set_retval(-ETIMEDOUT);
-	} else {
-		counter_add(COUNTER_REJECTED);
-		bpf_set_retval(-ECONNREFUSED);
-	}
+	bpf_set_retval(-ECONNREFUSED);
 	return SOCK_REFUSE;
+}
+
+/**
+ * sock_translate - Find the service that a socket asks for and choose one of its backends.
+ * @seed: see lb_select_backend()
+ * @backend: receives the choice when the verdict is LB_FORWARD
+ *
+ * What takes the client's address to decide (affinity, source ranges) and what is to be silent is left to the packet
+ * path: a socket that connects has no address yet, and a system call cannot go unanswered.
+ */
+static __always_inline enum lb_verdict sock_translate(const struct endpoint *asked, u8 protocol, u32 seed,
+						      struct endpoint *backend)
+{
+	struct frontend *frontend = lb_frontend(asked, protocol);
+	enum lb_verdict verdict;
+
+	if (!frontend) {
+		if (!lb_is_reserved(&asked->address))
+			return LB_PASS;
+		counter_add(COUNTER_UNDEFINED_PORT);
+		return LB_REJECT;
+	}
+	if (frontend->affinity_timeout || frontend->flags & FRONTEND_SOURCE_RANGES ||
+	    lb_kind(frontend) == FRONTEND_RESERVED)
+		return LB_PASS;
+	verdict = lb_select_backend(frontend->inside, seed, backend);
+	if (verdict == LB_REJECT)
+		counter_add(COUNTER_REJECTED);
+	return verdict == LB_DROP ? LB_PASS : verdict;
 }
 
 /**
@@ -101,7 +123,7 @@ static __always_inline enum lb_verdict sock_connect(struct bpf_sock_addr *ctx, s
 
 	if (!sock_is_covered(ctx))
 		return LB_PASS;
-	verdict = lb_translate(&asked, (u8)ctx->protocol, bpf_get_prandom_u32(), peer);
+	verdict = sock_translate(&asked, (u8)ctx->protocol, bpf_get_prandom_u32(), peer);
 	if (verdict == LB_FORWARD && sock_remembers(ctx))
 		origin_remember(socket_cookie(ctx), &asked, peer);
 	else if (verdict == LB_PASS)
@@ -127,8 +149,8 @@ static __always_inline enum lb_verdict sock_send(struct bpf_sock_addr *ctx, stru
 		return LB_PASS;
 	cookie = socket_cookie(ctx);
 	/* Multiplicative hashing (Knuth): consecutive cookies land far apart in the upper 32 bits. */
-	verdict =
-		lb_translate(&asked, (u8)ctx->protocol, (u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32), peer);
+	verdict = sock_translate(&asked, (u8)ctx->protocol, (u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32),
+				 peer);
 	if (verdict == LB_FORWARD)
 		origin_remember_peer(cookie, &asked, peer);
 	else if (verdict == LB_PASS)
@@ -144,7 +166,7 @@ int connect4(struct bpf_sock_addr *ctx)
 	if (verdict == LB_FORWARD)
 		sock_write4(ctx, &peer);
 	else if (verdict != LB_PASS)
-		return sock_refuse(verdict);
+		return sock_refuse();
 	return SOCK_PROCEED;
 }
 
@@ -156,7 +178,7 @@ int connect6(struct bpf_sock_addr *ctx)
 	if (verdict == LB_FORWARD)
 		sock_write6(ctx, &peer);
 	else if (verdict != LB_PASS)
-		return sock_refuse(verdict);
+		return sock_refuse();
 	return SOCK_PROCEED;
 }
 
@@ -168,7 +190,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	if (verdict == LB_FORWARD)
 		sock_write4(ctx, &peer);
 	else if (verdict != LB_PASS)
-		return sock_refuse(verdict);
+		return sock_refuse();
 	return SOCK_PROCEED;
 }
 
@@ -180,7 +202,7 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	if (verdict == LB_FORWARD)
 		sock_write6(ctx, &peer);
 	else if (verdict != LB_PASS)
-		return sock_refuse(verdict);
+		return sock_refuse();
 	return SOCK_PROCEED;
 }
 
@@ -219,6 +241,37 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	if (origin_recall(socket_cookie(ctx), &peer))
 		sock_write6(ctx, &peer);
 	return SOCK_PROCEED;
+}
+
+/* Whether a process of the node's own namespace binds the port of a NodePort, which would hide it from clients. */
+static __always_inline bool sock_takes_node_port(struct bpf_sock *ctx, const struct address *any)
+{
+	struct endpoint reserved = { .address = *any, .port = bpf_htons((u16)ctx->src_port) };
+
+	return bpf_get_netns_cookie(ctx) == HOST_NETNS_COOKIE && lb_frontend(&reserved, (u8)ctx->protocol);
+}
+
+static __always_inline int sock_refuse_bind(void)
+{
+	counter_add(COUNTER_NODE_PORT_TAKEN);
+	bpf_set_retval(-EADDRINUSE);
+	return SOCK_REFUSE;
+}
+
+int post_bind4(struct bpf_sock *ctx)
+{
+	struct address any = address_from_ipv4(0);
+
+	return sock_takes_node_port(ctx, &any) ? sock_refuse_bind() : SOCK_PROCEED;
+}
+
+/* A socket of this family may take the port of the other as well. */
+int post_bind6(struct bpf_sock *ctx)
+{
+	struct address any4 = address_from_ipv4(0), any6 = {};
+
+	return sock_takes_node_port(ctx, &any6) || sock_takes_node_port(ctx, &any4) ? sock_refuse_bind()
+										    : SOCK_PROCEED;
 }
 
 int sock_release(struct bpf_sock *ctx)

@@ -2,23 +2,366 @@
 /*
  * The packet path: services are translated packet by packet, for what starts outside the node and for what the socket
  * hooks do not see.
+ *
+ *	client -> [ingress] -> stack -> [egress] -> backend		forward: where the packet is first seen
+ *	client <- [egress]  <- stack <- [ingress] <- backend		reply: at egress
+ *
+ * so that the stack, and netfilter in it, know one flow, between client and backend. A flow that is masqueraded, or that
+ * the node itself began, has its replies translated at ingress, before the stack takes them for its own.
  */
 #include "types.h"
 #include "maps.h"
+#include "parse.h"
+#include "lb.h"
+#include "conntrack.h"
+#include "nat.h"
+#include "answer.h"
+#include "route.h"
+#include "affinity.h"
 
 #define TC_ACT_UNSPEC (-1) /* go on to the next program, or to the stack */
+#define TC_ACT_SHOT   2
+#define GO_ON         100 /* no verdict yet: translate */
+
+enum hook {
+	HOOK_INGRESS,
+	HOOK_EGRESS,
+	HOOK_LOOPBACK, /* egress of lo: what the node sends to itself */
+};
+
+/* Where a flow starts. */
+enum origin_kind {
+	ORIGIN_POD,
+	ORIGIN_HOST,
+	ORIGIN_OUTSIDE,
+};
+
+static __always_inline int drop(u32 counter)
+{
+	counter_add(counter);
+	return TC_ACT_SHOT;
+}
+
+/* Send an answer, written over the packet, back where that came from. */
+static __always_inline int answer(struct __sk_buff *skb, const struct packet *packet, enum hook hook,
+				  int failed)
+{
+	if (failed || answer_turn_round(skb))
+		return TC_ACT_SHOT;
+	return bpf_redirect(packet->ifindex, hook == HOOK_INGRESS ? 0 : BPF_F_INGRESS);
+}
+
+static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, enum hook hook,
+				  u32 counter)
+{
+	counter_add(counter);
+	if (packet->tuple.protocol == IPPROTO_TCP)
+		return answer(skb, packet, hook, answer_rst(skb, packet));
+	return answer(skb, packet, hook, answer_unreachable(skb, packet));
+}
+
+/* Hand a packet to the node itself, past the routing that knows it as one that leaves. */
+static __always_inline int deliver(struct __sk_buff *skb)
+{
+	u8 addresses[12] = {}; /* lo's own */
+
+	if (bpf_skb_store_bytes(skb, 0, addresses, sizeof(addresses), 0))
+		return drop(COUNTER_WRITE_FAILED);
+	return bpf_redirect(LOOPBACK, BPF_F_INGRESS);
+}
+
+/**
+ * forward - Translate a packet and send it on its way.
+ * @flow: what it becomes
+ */
+static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet,
+				   const struct flow *flow, enum hook hook)
+{
+	u32 device = flow->device, mtu;
+
+	if (hook == HOOK_EGRESS && flow->flags & FLOW_REPLY)
+		device = 0; /* it is on its way already */
+	mtu = route_exceeded_mtu(skb, device);
+	if (mtu) {
+		counter_add(COUNTER_TOO_BIG);
+		return answer(skb, packet, hook, answer_too_big(skb, packet, mtu));
+	}
+	if (packet->kind == PACKET_FIRST_FRAGMENT)
+		parse_note_fragment(packet);
+	if (nat_translate(skb, packet, flow))
+		return drop(COUNTER_WRITE_FAILED);
+	if (!device)
+		return TC_ACT_UNSPEC;
+	if (device == LOOPBACK)
+		return hook == HOOK_LOOPBACK ? TC_ACT_UNSPEC : deliver(skb);
+	if (hook == HOOK_INGRESS) {
+		if (packet->ttl <= 1)
+			return drop(COUNTER_TTL_EXCEEDED);
+		if (nat_count_hop(skb, packet))
+			return drop(COUNTER_WRITE_FAILED);
+	}
+	return redirect_neigh(device, 0, 0, 0);
+}
+
+/* Whether a flow's packets are translated here. */
+static __always_inline bool is_due(const struct flow *flow, enum hook hook)
+{
+	if (hook == HOOK_LOOPBACK || !(flow->flags & FLOW_REPLY))
+		return true;
+	return !(flow->flags & FLOW_AT_EGRESS) == (hook == HOOK_INGRESS);
+}
+
+/* Whether a packet asks for a new flow though its tuple has one: the client has begun anew with the same port. */
+static __always_inline bool begins_anew(const struct packet *packet, const struct flow *flow)
+{
+	if (flow->flags & FLOW_REPLY)
+		return false;
+	if (packet->tuple.protocol == IPPROTO_UDP)
+		return conntrack_is_over(flow, IPPROTO_UDP, conntrack_now());
+	if ((packet->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return false;
+	return flow->flags & FLOW_ESTABLISHED || conntrack_is_over(flow, IPPROTO_TCP, conntrack_now());
+}
+
+/* Note that a packet of a flow came by; once a second, see whether its route is still the same. */
+static __always_inline void refresh(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+				    enum hook hook)
+{
+	u32 from = hook == HOOK_INGRESS ? packet->ifindex : LOOPBACK;
+	u32 device;
+
+	if (!conntrack_note(packet, flow, hook == HOOK_INGRESS ? packet->ifindex : 0) ||
+	    flow->device <= LOOPBACK)
+		return;
+	device = route_device(skb, &flow->source, &flow->destination, from);
+	if (device)
+		flow->device = device;
+}
+
+static __always_inline enum origin_kind origin_of(const struct address *client)
+{
+	struct address_range range = { .prefix_bits = 128, .address = *client };
+
+	if (route_is_own(client))
+		return ORIGIN_HOST;
+	return pod_ranges.lookup(&range) ? ORIGIN_POD : ORIGIN_OUTSIDE;
+}
+
+/* Whether a client may use a frontend that has source ranges. */
+static __always_inline bool is_in_range(const struct address *client, u32 service)
+{
+	struct source_range range = { .prefix_bits = 160, .service = service, .client = *client };
+
+	return source_ranges.lookup(&range);
+}
+
+/* Whether a backend sees an address of this node instead of the client's (the table of origins and frontends). */
+static __always_inline bool is_masqueraded(const struct frontend *frontend, enum origin_kind origin,
+					   const struct address *client, const struct address *backend)
+{
+	if (address_equal(client, backend))
+		return true;
+	if (origin == ORIGIN_HOST)
+		return address_is_loopback(client);
+	if (lb_kind(frontend) == FRONTEND_CLUSTER_IP)
+		return origin == ORIGIN_OUTSIDE || frontend->flags & FRONTEND_MASQUERADE;
+	return !(frontend->flags & FRONTEND_EXTERNAL_LOCAL);
+}
+
+/* Choose the address that a device's packets leave with, else the node's own. */
+static __always_inline bool masquerade_address(u32 ifindex, bool is_ipv6, struct address *chosen)
+{
+	struct device *device = devices.lookup(&ifindex);
+	u32 node = 0;
+
+	if (device && (is_ipv6 ? device->ipv6.word[0] : device->ipv4.word[3])) {
+		*chosen = is_ipv6 ? device->ipv6 : device->ipv4;
+		return true;
+	}
+	device = devices.lookup(&node);
+	if (!device || !(is_ipv6 ? device->ipv6.word[0] : device->ipv4.word[3]))
+		return false;
+	*chosen = is_ipv6 ? device->ipv6 : device->ipv4;
+	return true;
+}
+
+/* Spread flows over backends: equal tuples, also after their entry was lost, choose equal backends. */
+static __always_inline u32 tuple_hash(const struct tuple *tuple)
+{
+	u64 hash = tuple->protocol;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < 4; i++) {
+		hash = (hash ^ tuple->source.word[i]) * 0x9e3779b97f4a7c15ULL;
+		hash = (hash ^ hash >> 32 ^ tuple->destination.word[i]) * 0xbf58476d1ce4e5b9ULL;
+	}
+	hash = (hash ^ hash >> 29 ^ nat_ports_word(tuple->source_port, tuple->destination_port)) *
+	       0x94d049bb133111ebULL;
+	return (u32)((hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL >> 32);
+}
+
+/**
+ * plan_routes - Decide where both ways of a new flow go.
+ * @work: its flows have everything but their devices; the source may become an address of this node
+ * Returns false when there is no way.
+ */
+static __always_inline bool plan_routes(struct __sk_buff *skb, struct work *work, enum origin_kind origin,
+					enum hook hook)
+{
+	struct packet *packet = &work->packet;
+	struct flow *flow = &work->flow, *reply = &work->reply;
+	u32 from = hook == HOOK_INGRESS ? packet->ifindex : LOOPBACK;
+	bool is_own = route_is_own(&flow->destination);
+
+	if (is_own)
+		flow->flags &= ~FLOW_MASQUERADED;
+	if (is_own) {
+		flow->device = hook == HOOK_INGRESS ? 0 : LOOPBACK;
+	} else if (flow->flags & FLOW_MASQUERADED || hook != HOOK_INGRESS) {
+		flow->device = route_device(skb, &flow->source, &flow->destination, from);
+		if (!flow->device)
+			return false;
+	}
+	if (flow->flags & FLOW_MASQUERADED &&
+	    !masquerade_address(flow->device, packet->is_ipv6, &flow->source))
+		return false;
+	reply->flags |= flow->flags;
+	if (origin == ORIGIN_HOST)
+		reply->device = route_to_self(&reply->source, &reply->destination);
+	else if (flow->flags & FLOW_MASQUERADED)
+		reply->device =
+			route_device(skb, &reply->source, &reply->destination, LOOPBACK) ?: packet->ifindex;
+	else
+		reply->flags |= FLOW_AT_EGRESS;
+	flow->flags |= reply->flags & FLOW_AT_EGRESS;
+	return true;
+}
+
+/* Begin a flow to the backend that was chosen. Returns GO_ON with the flow in @work, or a verdict. */
+static __always_inline int begin(struct __sk_buff *skb, struct work *work, const struct frontend *frontend,
+				 enum origin_kind origin, const struct endpoint *backend, enum hook hook)
+{
+	struct tuple *asked = &work->packet.tuple;
+	u32 now = conntrack_now(), failed;
+	struct flow *flow = &work->flow, *reply = &work->reply;
+
+	flow->source = asked->source;
+	flow->destination = backend->address;
+	flow->source_port = asked->source_port;
+	flow->destination_port = backend->port;
+	flow->service = frontend->service;
+	flow->seen = now;
+	flow->device = 0;
+	flow->flags =
+		is_masqueraded(frontend, origin, &asked->source, &backend->address) ? FLOW_MASQUERADED : 0;
+	reply->source = asked->destination;
+	reply->destination = asked->source;
+	reply->source_port = asked->destination_port;
+	reply->destination_port = asked->source_port;
+	reply->service = frontend->service;
+	reply->seen = now;
+	reply->device = 0;
+	reply->flags = FLOW_REPLY;
+	if (!plan_routes(skb, work, origin, hook))
+		return drop(COUNTER_NO_ROUTE);
+	failed = conntrack_begin(asked, flow, reply, flow->flags & FLOW_MASQUERADED);
+	if (failed)
+		return drop(failed);
+	counter_add(COUNTER_FLOWS);
+	return GO_ON;
+}
+
+/* Choose for the first packet of a flow that asks for a service. Returns GO_ON with the flow in @work, or a verdict. */
+static __always_inline int serve(struct __sk_buff *skb, struct work *work, const struct frontend *frontend,
+				 enum hook hook)
+{
+	struct packet *packet = &work->packet;
+	enum origin_kind origin = origin_of(&packet->tuple.source);
+	struct endpoint backend = {};
+	enum lb_verdict verdict;
+	u32 base = origin == ORIGIN_OUTSIDE ? frontend->outside : frontend->inside;
+
+	if (lb_kind(frontend) == FRONTEND_RESERVED)
+		return TC_ACT_UNSPEC;
+	if (frontend->flags & FRONTEND_SOURCE_RANGES &&
+	    !is_in_range(&packet->tuple.source, frontend->service))
+		return drop(COUNTER_SOURCE_RANGE);
+	if (frontend->affinity_timeout)
+		verdict = affinity_select(frontend, base, work, tuple_hash(&packet->tuple), &backend);
+	else
+		verdict = lb_select_backend(base, tuple_hash(&packet->tuple), &backend);
+	if (verdict == LB_REJECT)
+		return refuse(skb, packet, hook, COUNTER_REJECTED);
+	if (verdict == LB_DROP)
+		return drop(COUNTER_DROPPED);
+	return begin(skb, work, frontend, origin, &backend, hook);
+}
+
+/* What to do with a packet that no service offers anything: one to a ClusterIP would only wander about. */
+static __always_inline int decline(struct __sk_buff *skb, const struct packet *packet, enum hook hook)
+{
+	if (packet->flags & TCP_ACK || packet->kind == PACKET_LATER_FRAGMENT)
+		return TC_ACT_UNSPEC;
+	if (!lb_is_reserved(&packet->tuple.destination))
+		return TC_ACT_UNSPEC;
+	if (packet->kind == PACKET_ICMP_ECHO)
+		return answer(skb, packet, hook, answer_echo(skb, packet));
+	return refuse(skb, packet, hook, COUNTER_UNDEFINED_PORT);
+}
+
+/* Find out whose packet this is. Returns GO_ON with what it becomes in @work, or a verdict. */
+static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, enum hook hook)
+{
+	struct packet *packet = &work->packet;
+	struct frontend *frontend;
+	struct endpoint asked;
+	struct flow *flow;
+
+	/* Replies first: one must never be taken for a client's packet. */
+	flow = conntrack.lookup(&packet->tuple);
+	if (flow && !begins_anew(packet, flow)) {
+		if (!is_due(flow, hook))
+			return TC_ACT_UNSPEC;
+		refresh(skb, packet, flow, hook);
+		work->flow = *flow;
+		return GO_ON;
+	}
+	if (flow)
+		conntrack_forget(&packet->tuple, flow);
+	if (packet->kind == PACKET_ICMP_ERROR)
+		return TC_ACT_UNSPEC;
+	asked.address = packet->tuple.destination;
+	asked.port = packet->tuple.destination_port;
+	frontend = lb_frontend(&asked, packet->tuple.protocol);
+	if (!frontend || packet->kind == PACKET_LATER_FRAGMENT)
+		return decline(skb, packet, hook);
+	return serve(skb, work, frontend, hook);
+}
+
+static __always_inline int run(struct __sk_buff *skb, enum hook hook)
+{
+	u32 only = 0;
+	struct work *work = works.lookup(&only);
+	int verdict;
+
+	if (!work || skb->vlan_present || !parse_packet(skb, &work->packet))
+		return TC_ACT_UNSPEC;
+	verdict = find_flow(skb, work, hook);
+	return verdict == GO_ON ? forward(skb, &work->packet, &work->flow, hook) : verdict;
+}
 
 int tc_ingress(struct __sk_buff *skb)
 {
-	return TC_ACT_UNSPEC;
+	return run(skb, HOOK_INGRESS);
 }
 
 int tc_egress(struct __sk_buff *skb)
 {
-	return TC_ACT_UNSPEC;
+	return run(skb, HOOK_EGRESS);
 }
 
 int tc_loopback(struct __sk_buff *skb)
 {
-	return TC_ACT_UNSPEC;
+	return run(skb, HOOK_LOOPBACK);
 }

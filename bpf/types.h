@@ -20,8 +20,9 @@ static __always_inline struct address address_from_ipv4(__be32 ipv4)
 
 static __always_inline bool address_equal(const struct address *a, const struct address *b)
 {
-	return a->word[3] == b->word[3] && a->word[2] == b->word[2] && a->word[1] == b->word[1] &&
-	       a->word[0] == b->word[0];
+	/* One branch rather than four: the verifier follows each. */
+	return !((a->word[3] ^ b->word[3]) | (a->word[2] ^ b->word[2]) | (a->word[1] ^ b->word[1]) |
+		 (a->word[0] ^ b->word[0]));
 }
 
 /* One end of a connection. */
@@ -202,6 +203,39 @@ struct fragment_key {
 struct ports {
 	__be16 source;
 	__be16 destination;
+};
+
+enum packet_kind {
+	PACKET_WHOLE,          /* with its transport header */
+	PACKET_FIRST_FRAGMENT, /* likewise, and others follow */
+	PACKET_LATER_FRAGMENT, /* without */
+	PACKET_ICMP_ERROR,     /* about a packet of a flow */
+	PACKET_ICMP_ECHO,      /* a ping */
+};
+
+/* Of an ICMP error, tuple is what an answer to the packet it is about would have; inner_* are where that stands. */
+struct packet {
+	struct tuple tuple;
+	u32 kind;     /* enum packet_kind */
+	u32 l4;       /* offset of the transport header, or of the payload of a later fragment */
+	u32 end;      /* offset behind the packet; the frame may be padded */
+	u32 inner_l3; /* offsets within an ICMP error */
+	u32 inner_l4;
+	u32 fragment_id;
+	u32 l3_size; /* the header and its extensions, bytes */
+	u32 ifindex; /* of the device it is seen at */
+	u8 is_ipv6;
+	u8 ttl;
+	u8 flags; /* TCP_*; for SCTP those that its first chunk amounts to */
+	u8 pad;
+};
+
+/* What a program of the packet path works on. */
+struct work {
+	struct packet packet;
+	struct flow flow;
+	struct flow reply;
+	struct affinity affinity;
 };
 
 /* Indexes of the counters map. */

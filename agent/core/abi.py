@@ -86,6 +86,8 @@ ADDRESS = _layout("address", word="16s")
 DEVICE = _layout("device", ipv4="16s", ipv6="16s", flags="I")
 FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", pad="3s")
 PORTS = _layout("ports", source="2s", destination="2s")
+PACKET_SIZE = 80
+WORK = _layout("work", packet=f"{PACKET_SIZE}s", flow=f"{FLOW.size}s", reply=f"{FLOW.size}s", affinity=f"{AFFINITY.size}s")
 U32 = _layout("u32", value="I")
 U64 = _layout("u64", value="Q")
 
@@ -200,6 +202,7 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("node_addresses", MapKind.HASH, ADDRESS, U32, sizes.node_addresses),
         MapSpec("devices", MapKind.HASH, U32, DEVICE, sizes.devices),
         MapSpec("fragments", MapKind.LRU_HASH, FRAGMENT_KEY, PORTS, sizes.fragments),
+        MapSpec("works", MapKind.PERCPU_ARRAY, U32, WORK, 1),
         MapSpec("counters", MapKind.PERCPU_ARRAY, U32, U64, len(Counter), carries_over=True),
     )
 

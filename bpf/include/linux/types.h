@@ -25,6 +25,7 @@ typedef u64 __be64, __le64;
 #endif
 
 #define NULL ((void *)0)
+#define offsetof(type, member) __builtin_offsetof(type, member)
 #define true 1
 #define false 0
 #define __aligned_u64 __u64 __attribute__((aligned(8)))

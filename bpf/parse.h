@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Reading a packet: which flow it belongs to, and where its headers stand.
+ *
+ * Both families come out alike. What cannot be read is left to the stack, which knows how to refuse it.
+ */
+#ifndef __EBPROXY_PARSE_H
+#define __EBPROXY_PARSE_H
+
+#include "maps.h"
+
+#define ETH_P_IP   0x0800
+#define ETH_P_IPV6 0x86dd
+#define ETH_SIZE   14 /* every device that the programs are attached to has an Ethernet header, lo included */
+
+#define IPPROTO_HOPOPTS        0
+#define IPPROTO_ICMP           1
+#define IPPROTO_TCP            6
+#define IPPROTO_UDP            17
+#define IPPROTO_ROUTING        43
+#define IPPROTO_FRAGMENT       44
+#define IPPROTO_ICMPV6         58
+#define IPPROTO_DSTOPTS        60
+#define IPPROTO_SCTP           132
+
+#define TCP_FIN                0x01
+#define TCP_SYN                0x02
+#define TCP_RST                0x04
+#define TCP_ACK                0x10
+
+/* Chunks of SCTP, and where the type of the first stands (RFC 9260). */
+#define SCTP_CHUNK             12
+#define SCTP_INIT              1
+#define SCTP_ABORT             6
+#define SCTP_SHUTDOWN_COMPLETE 14
+
+/* Extension headers of one packet that are read; a packet with more is left to the stack. */
+#define IPV6_EXTENSIONS        6
+
+struct ipv4_header {
+	u8 version_ihl;
+	u8 tos;
+	__be16 total_length;
+	__be16 id;
+	__be16 fragment;
+	u8 ttl;
+	u8 protocol;
+	__be16 checksum;
+	__be32 source;
+	__be32 destination;
+};
+
+#define IPV4_MORE_FRAGMENTS  0x2000
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+
+struct ipv6_header {
+	__be32 version_class_label;
+	__be16 payload_length;
+	u8 next_header;
+	u8 hop_limit;
+	struct address source;
+	struct address destination;
+};
+
+struct ipv6_extension {
+	u8 next_header;
+	u8 length; /* in units of 8 bytes, the first not counted */
+	__be16 fragment;
+	__be32 id;
+};
+
+#define IPV6_MORE_FRAGMENTS  0x0001
+#define IPV6_FRAGMENT_OFFSET 0xfff8
+
+struct tcp_header {
+	__be16 source;
+	__be16 destination;
+	__be32 sequence;
+	__be32 acknowledged;
+	u8 offset; /* of the data, in units of 4 bytes, in the upper half */
+	u8 flags;
+	__be16 window;
+	__be16 checksum;
+	__be16 urgent;
+};
+
+struct icmp_header {
+	u8 type;
+	u8 code;
+	__be16 checksum;
+	__be32 rest;
+};
+
+/* Read the IP header at an offset. Returns the offset of what follows it; 0 = not to be read. */
+static __always_inline u32 parse_ipv4(struct __sk_buff *skb, u32 l3, struct packet *packet)
+{
+	struct ipv4_header header;
+	u16 fragment;
+	u32 size;
+
+	if (bpf_skb_load_bytes(skb, l3, &header, sizeof(header)))
+		return 0;
+	size = (header.version_ihl & 0x0f) * 4;
+	if (header.version_ihl >> 4 != 4 || size < sizeof(header))
+		return 0;
+	fragment = bpf_ntohs(header.fragment);
+	if (fragment & IPV4_FRAGMENT_OFFSET)
+		packet->kind = PACKET_LATER_FRAGMENT;
+	else if (fragment & IPV4_MORE_FRAGMENTS)
+		packet->kind = PACKET_FIRST_FRAGMENT;
+	packet->fragment_id = header.id;
+	packet->ttl = header.ttl;
+	packet->end = l3 + bpf_ntohs(header.total_length);
+	packet->tuple.protocol = header.protocol;
+	packet->tuple.source = address_from_ipv4(header.source);
+	packet->tuple.destination = address_from_ipv4(header.destination);
+	return l3 + size;
+}
+
+static __always_inline bool parse_is_extension(u8 header)
+{
+	return header == IPPROTO_HOPOPTS || header == IPPROTO_ROUTING || header == IPPROTO_DSTOPTS ||
+	       header == IPPROTO_FRAGMENT;
+}
+
+static __always_inline u32 parse_ipv6(struct __sk_buff *skb, u32 l3, struct packet *packet)
+{
+	struct ipv6_extension extension;
+	struct ipv6_header header;
+	u32 offset = l3 + sizeof(header);
+	u16 fragment;
+	u8 next;
+	int i;
+
+	if (bpf_skb_load_bytes(skb, l3, &header, sizeof(header)))
+		return 0;
+	if ((bpf_ntohl(header.version_class_label) >> 28) != 6)
+		return 0;
+	packet->ttl = header.hop_limit;
+	packet->end = header.payload_length ? offset + bpf_ntohs(header.payload_length) : skb->len;
+	packet->tuple.source = header.source;
+	packet->tuple.destination = header.destination;
+	next = header.next_header;
+	for (i = 0; i < IPV6_EXTENSIONS && parse_is_extension(next); i++) {
+		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
+			return 0;
+		if (next == IPPROTO_FRAGMENT) {
+			fragment = bpf_ntohs(extension.fragment);
+			packet->fragment_id = extension.id;
+			if (fragment & IPV6_FRAGMENT_OFFSET)
+				packet->kind = PACKET_LATER_FRAGMENT;
+			else if (fragment & IPV6_MORE_FRAGMENTS)
+				packet->kind = PACKET_FIRST_FRAGMENT;
+			offset += sizeof(extension);
+		} else {
+			offset += (extension.length + 1) * 8;
+		}
+		next = extension.next_header;
+		if (packet->kind == PACKET_LATER_FRAGMENT)
+			break;
+	}
+	packet->tuple.protocol = next;
+	return offset;
+}
+
+static __always_inline bool parse_has_ports(u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+static __always_inline bool parse_is_error(bool is_ipv6, u8 type)
+{
+	/* ICMP: unreachable, time exceeded, parameter problem (RFC 792). ICMPv6: 1 to 4 (RFC 4443). */
+	return is_ipv6 ? type >= 1 && type <= 4 : type == 3 || type == 11 || type == 12;
+}
+
+/* Read the ports of a transport header. All three protocols begin with them. */
+static __always_inline bool parse_ports(struct __sk_buff *skb, u32 l4, struct packet *packet)
+{
+	struct ports ports;
+
+	if (bpf_skb_load_bytes(skb, l4, &ports, sizeof(ports)))
+		return false;
+	packet->tuple.source_port = ports.source;
+	packet->tuple.destination_port = ports.destination;
+	return true;
+}
+
+/* Read what an ICMP error is about, and turn it round: the error travels as an answer would. */
+static __always_inline bool parse_icmp_error(struct __sk_buff *skb, struct packet *packet)
+{
+	struct tuple inner;
+	u8 ttl = packet->ttl;
+
+	packet->inner_l3 = packet->l4 + sizeof(struct icmp_header);
+	packet->inner_l4 = packet->is_ipv6 ? parse_ipv6(skb, packet->inner_l3, packet)
+					   : parse_ipv4(skb, packet->inner_l3, packet);
+	packet->ttl = ttl;
+	if (!packet->inner_l4 || packet->kind == PACKET_LATER_FRAGMENT)
+		return false;
+	if (!parse_has_ports(packet->tuple.protocol) || !parse_ports(skb, packet->inner_l4, packet))
+		return false;
+	inner = packet->tuple;
+	packet->tuple.source = inner.destination;
+	packet->tuple.destination = inner.source;
+	packet->tuple.source_port = inner.destination_port;
+	packet->tuple.destination_port = inner.source_port;
+	packet->kind = PACKET_ICMP_ERROR;
+	return true;
+}
+
+static __always_inline bool parse_icmp(struct __sk_buff *skb, struct packet *packet)
+{
+	struct icmp_header icmp;
+
+	if (packet->kind != PACKET_WHOLE || bpf_skb_load_bytes(skb, packet->l4, &icmp, sizeof(icmp)))
+		return false;
+	if (parse_is_error(packet->is_ipv6, icmp.type))
+		return parse_icmp_error(skb, packet);
+	packet->kind = PACKET_ICMP_ECHO;
+	return icmp.type == (packet->is_ipv6 ? 128 : 8);
+}
+
+/* Find the ports of a later fragment; its first one may not have come yet. */
+static __always_inline bool parse_later_fragment(struct packet *packet)
+{
+	struct fragment_key key = {
+		.source = packet->tuple.source,
+		.destination = packet->tuple.destination,
+		.id = packet->fragment_id,
+		.protocol = packet->tuple.protocol,
+	};
+	struct ports *ports = fragments.lookup(&key);
+
+	if (!ports)
+		return false;
+	packet->tuple.source_port = ports->source;
+	packet->tuple.destination_port = ports->destination;
+	return true;
+}
+
+/* Note the ports of a fragmented packet for the fragments that follow. */
+static __always_inline void parse_note_fragment(const struct packet *packet)
+{
+	struct fragment_key key = {
+		.source = packet->tuple.source,
+		.destination = packet->tuple.destination,
+		.id = packet->fragment_id,
+		.protocol = packet->tuple.protocol,
+	};
+	struct ports ports = { packet->tuple.source_port, packet->tuple.destination_port };
+
+	fragments.update(&key, &ports);
+}
+
+/* Read what a segment says of its connection. */
+static __always_inline bool parse_flags(struct __sk_buff *skb, struct packet *packet)
+{
+	u8 byte;
+
+	if (packet->tuple.protocol == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, packet->l4 + offsetof(struct tcp_header, flags), &byte, 1))
+			return false;
+		packet->flags = byte;
+	} else if (packet->tuple.protocol == IPPROTO_SCTP) {
+		if (bpf_skb_load_bytes(skb, packet->l4 + SCTP_CHUNK, &byte, 1))
+			return false;
+		if (byte == SCTP_INIT)
+			packet->flags = TCP_SYN;
+		else if (byte == SCTP_ABORT || byte == SCTP_SHUTDOWN_COMPLETE)
+			packet->flags = TCP_RST | TCP_ACK;
+		else
+			packet->flags = TCP_ACK;
+	}
+	return true;
+}
+
+/**
+ * parse_packet - Read a packet.
+ * @packet: receives what was read
+ * Returns whether it may belong to a flow of a service.
+ */
+static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *packet)
+{
+	u32 ifindex = skb->ifindex;
+
+	/* LLVM 14 else reads it later, through a computed context pointer, which the verifier refuses. */
+	asm volatile("" : "+r"(ifindex));
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->ifindex = ifindex;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		packet->l4 = parse_ipv4(skb, ETH_SIZE, packet);
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		packet->is_ipv6 = true;
+		packet->l4 = parse_ipv6(skb, ETH_SIZE, packet);
+	}
+	if (!packet->l4)
+		return false;
+	packet->l3_size = packet->l4 - ETH_SIZE;
+	if (packet->tuple.protocol == (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		return parse_icmp(skb, packet);
+	if (!parse_has_ports(packet->tuple.protocol))
+		return false;
+	if (packet->kind == PACKET_LATER_FRAGMENT)
+		return parse_later_fragment(packet);
+	return parse_ports(skb, packet->l4, packet) && parse_flags(skb, packet);
+}
+
+#endif

@@ -76,6 +76,8 @@ class Reconciler:
         self._told: dict[tuple[ObjectKey, PortName], str] = {}
         self._triggers: list[float] = []
         self._taken: Tally[Kind] = Tally()
+        self._drained_at: float | None = None
+        """When all that had been submitted was taken in; None = more had gathered than one turn takes."""
         self._retry_at: float | None = None
         self._retry_s = _RETRY_FLOOR_S
         self._drift_at = time.monotonic() + drift_period_s
@@ -123,16 +125,20 @@ class Reconciler:
 
     def _take_in(self) -> bool:
         """Wait for work and take in all that has gathered; False = stop."""
+        self._drained_at = None
+        rest = _BATCH_LIMIT
         try:
             item = self._queue.get(timeout=self._patience())
-            for _ in range(_BATCH_LIMIT):
-                if item is None:
-                    return False
+            while item is not None:
                 self._take(item)
+                rest -= 1
+                if not rest:
+                    break
                 item = self._queue.get_nowait()
-            self._queue.put(item)
+            else:
+                return False
         except queue.Empty:
-            pass
+            self._drained_at = time.monotonic()
         if self._taken:
             self._metrics.taken_in(self._taken)
             self._taken.clear()
@@ -182,6 +188,8 @@ class Reconciler:
             if self._queue.empty():
                 self.pending_since = None
                 self.is_settled.set()
+            elif self._drained_at is not None:
+                self.pending_since = self._drained_at  # what waits now came later
 
     def _sync_all(self, now: float) -> None:
         """Plan and apply until nothing is left; what one plan makes room for is changed by the next."""
@@ -198,6 +206,7 @@ class Reconciler:
     def _sync(self, dirty: list[ObjectKey], now: float) -> None:
         """Bring Services up to date, a share of them in each plan: memory follows the share, not the cluster."""
         planned: set[ObjectKey] = set()
+        is_full = self._is_first
         for start in range(0, len(dirty), _PLAN_LIMIT):
             plan = Plan()
             share = dirty[start : start + _PLAN_LIMIT]
@@ -208,7 +217,7 @@ class Reconciler:
         self._names.record(placement for key in planned for placement in self.planner.placements.get(key, ()))
         self._is_first = False
         self._tell_degraded()
-        self._metrics.synced(time.monotonic() - now, len(dirty), self._triggers)
+        self._metrics.synced(time.monotonic() - now, len(dirty), self._triggers, is_full=is_full)
         self._triggers.clear()
 
     def _sync_leftovers(self, now: float) -> None:

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 import agent
-from agent.core.records import Kind, Malformed
+from agent.core.records import Family, Kind, Malformed
 
 FAMILIES = ("IPv4", "IPv6")
 _SYNC_BUCKETS = tuple(0.000_1 * 2**i for i in range(16))
@@ -36,6 +36,32 @@ class Metrics:
             "Time from the first change taken in to the last map entry written",
             family,
             buckets=_SYNC_BUCKETS,
+            registry=registry,
+        )
+        self._full_sync, self._partial_sync = (
+            Histogram(
+                f"kubeproxy_sync_{extent}_proxy_rules_duration_seconds",
+                text,
+                family,
+                buckets=_SYNC_BUCKETS,
+                registry=registry,
+            )
+            for extent, text in (
+                ("full", "The same, of synchronisations that compare every Service with what the maps hold"),
+                ("partial", "The same, of those that look at changed Services alone"),
+            )
+        )
+        self._cleaning = Histogram(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "Time to delete the flows whose backends are gone",
+            family,
+            buckets=_SYNC_BUCKETS,
+            registry=registry,
+        )
+        self._cleaned = Counter(
+            "kubeproxy_conntrack_reconciler_deleted_entries",
+            "Tracked flows deleted because their backend is gone",
+            family,
             registry=registry,
         )
         self._programming = Histogram(
@@ -65,6 +91,8 @@ class Metrics:
                 "kubeproxy_sync_proxy_rules_endpoint_changes", "Changes of EndpointSlices taken in", registry=registry
             ),
         }
+        self.map_entries: dict[str, int] = {}
+        """Of maps the programs write, what was last counted in them."""
         self.healthz = Counter("kubeproxy_proxy_healthz", "Answers of /healthz", ("code",), registry=registry)
         self.livez = Counter("kubeproxy_proxy_livez", "Answers of /livez", ("code",), registry=registry)
         self._synced_services = Counter("ebproxy_synced_services", "Services resolved and compared", registry=registry)
@@ -88,16 +116,31 @@ class Metrics:
         for family in FAMILIES:
             self._queued_at.labels(family).set_to_current_time()
 
-    def synced(self, duration_s: float, services: int, triggers: Sequence[float]) -> None:
-        """Note a synchronisation: its duration, and the Unix times of the changes that caused it."""
+    def synced(self, duration_s: float, services: int, triggers: Sequence[float], *, is_full: bool = False) -> None:
+        """Note a synchronisation: its duration, and the Unix times of the changes that caused it.
+
+        ``is_full``: it compared every Service with what the maps hold.
+        """
         now = time.time()
         self._synced_services.inc(services)
         for family in FAMILIES:
             self._sync.labels(family).observe(duration_s)
+            (self._full_sync if is_full else self._partial_sync).labels(family).observe(duration_s)
             self._synced_at.labels(family).set(now)
             for trigger in triggers:
                 if trigger >= self._started:
                     self._programming.labels(family).observe(max(0.0, now - trigger))
+
+    def cleaned(self, duration_s: float, deleted: Mapping[Family, int]) -> None:
+        """Note a search for flows whose backends are gone: its duration, and how many of each family were deleted."""
+        for family in Family:
+            label = f"IPv{family.value}"
+            self._cleaning.labels(label).observe(duration_s)
+            self._cleaned.labels(label).inc(deleted.get(family, 0))
+
+    def counted(self, name: str, entries: int) -> None:
+        """Note how many entries a map had when somebody went through all of it."""
+        self.map_entries[name] = entries
 
     def error(self, kind: str) -> None:
         """Count an error."""

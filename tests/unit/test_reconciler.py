@@ -1,0 +1,96 @@
+"""How the reconciler takes in what sources submit, and what it says of waiting; on maps in memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.core.records import Upsert
+from tests.builders import key, service
+from tests.property.simulation import Clock, SimulatedAgent
+
+SYNC_S = 2.0
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("agent.reconciler.time", made)
+    return made
+
+
+@pytest.fixture
+def agent(clock) -> SimulatedAgent:
+    made = SimulatedAgent()
+    made.reconciler._drift_at = clock.now + 3600
+    return made
+
+
+def submit(agent: SimulatedAgent, *ips: str) -> None:
+    for ip in ips:
+        agent.reconciler.submit(Upsert(service("web", ip)))
+
+
+def turn(agent: SimulatedAgent) -> None:
+    assert agent.reconciler._take_in()
+    agent.reconciler._turn()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 100])
+def test_events_keep_their_order_though_more_gathered_than_one_turn_takes(agent, monkeypatch, limit):
+    """Once, the first event beyond the limit went to the end of the queue, behind newer versions of its object."""
+    monkeypatch.setattr("agent.reconciler._BATCH_LIMIT", limit)
+    submit(agent, *(f"10.0.0.{number}" for number in range(1, 6)))
+
+    while not agent.reconciler.is_settled.is_set():
+        turn(agent)
+
+    assert agent.model.services[key("web")] == service("web", "10.0.0.5")
+
+
+def test_a_stop_ends_what_gathered_before_it(agent):
+    submit(agent, "10.0.0.1")
+    agent.reconciler.stop()
+
+    assert not agent.reconciler._take_in()
+    assert agent.model.services[key("web")] == service("web", "10.0.0.1")
+
+
+def busy(agent: SimulatedAgent, clock: Clock, monkeypatch) -> None:
+    """Have something submitted during every synchronisation, which takes its time."""
+    sync_all = agent.reconciler._sync_all
+
+    def sync(now: float) -> None:
+        sync_all(now)
+        clock.now += SYNC_S
+        submit(agent, "10.0.0.1")
+
+    monkeypatch.setattr(agent.reconciler, "_sync_all", sync)
+
+
+def test_under_changes_without_end_nothing_waits_longer_than_two_synchronisations(agent, clock, monkeypatch):
+    """Else /livez would have a busy agent restarted."""
+    submit(agent, "10.0.0.1")
+    busy(agent, clock, monkeypatch)
+    for _ in range(50):
+        turn(agent)
+
+        assert clock.now - agent.reconciler.pending_since <= 2 * SYNC_S
+
+
+def test_what_one_turn_does_not_take_in_has_waited_since_it_came(agent, clock, monkeypatch):
+    monkeypatch.setattr("agent.reconciler._BATCH_LIMIT", 1)
+    began = clock.now
+    submit(agent, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+    busy(agent, clock, monkeypatch)
+    turn(agent)
+    turn(agent)
+
+    assert agent.reconciler.pending_since == began
+
+
+def test_nothing_waits_once_all_is_written(agent):
+    submit(agent, "10.0.0.1", "10.0.0.2")
+    assert agent.reconciler.pending_since is not None
+    turn(agent)
+
+    assert agent.reconciler.pending_since is None

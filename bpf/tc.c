@@ -138,13 +138,20 @@ static __always_inline void refresh(struct __sk_buff *skb, const struct packet *
 		flow->device = device;
 }
 
-static __always_inline enum origin_kind origin_of(const struct address *client)
+/* Tell where a flow starts: by the client's address, or by the device its packets come in by. */
+static __always_inline enum origin_kind origin_of(const struct packet *packet, enum hook hook)
 {
-	struct address_range range = { .prefix_bits = 128, .address = *client };
+	struct address_range range = { .prefix_bits = 128, .address = packet->tuple.source };
+	struct device *device;
+	u32 ifindex;
 
-	if (route_is_own(client))
+	if (route_is_own(&packet->tuple.source))
 		return ORIGIN_HOST;
-	return pod_ranges.lookup(&range) ? ORIGIN_POD : ORIGIN_OUTSIDE;
+	if (pod_ranges.lookup(&range))
+		return ORIGIN_POD;
+	ifindex = packet->ifindex;
+	device = hook == HOOK_INGRESS ? devices.lookup(&ifindex) : NULL;
+	return device && device->flags & DEVICE_PODS ? ORIGIN_POD : ORIGIN_OUTSIDE;
 }
 
 /* Whether a client may use a frontend that has source ranges. */
@@ -277,7 +284,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 				 enum hook hook)
 {
 	struct packet *packet = &work->packet;
-	enum origin_kind origin = origin_of(&packet->tuple.source);
+	enum origin_kind origin = origin_of(packet, hook);
 	struct endpoint backend = {};
 	enum lb_verdict verdict;
 	u32 base = origin == ORIGIN_OUTSIDE ? frontend->outside : frontend->inside;

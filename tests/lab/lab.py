@@ -2,11 +2,14 @@
 
     fabric (namespace, bridge 172.30.0.254)
       ├─ eth0 node-1 (namespace, cgroup) ─ bridge ─ eth0 pods 10.180.1.0/24   "bridge"
-      └─ eth0 node-2 (namespace, cgroup) ─ a veth each, host routes ─ pods    "routed"
+      ├─ eth0 node-2 (namespace, cgroup) ─ a veth each, host routes ─ pods    "routed"
+      └─ eth0 outsider (namespace, cgroup) 172.30.0.101
 
 A node is a network namespace, a cgroup and a directory; a pod is a namespace connected by a veth and a cgroup below its
-node's. Everything is dual stack. Names carry a random word, so several labs exist side by side; the addresses are the
-same in each, since none sees another.
+node's. Nodes reach each other's pods by routes, or in an overlay through a VXLAN device each. The fabric is their
+default gateway, and swallows what it gets: an address that is nobody's does not answer. An outsider is a client that is
+no node and knows no routes but those to its own network. Everything is dual stack. Names carry a random word, so
+several labs exist side by side; the addresses are the same in each, since none sees another.
 """
 
 from __future__ import annotations
@@ -26,13 +29,19 @@ from tests.lab.processes import Place, end, program
 from tests.lab.traffic import Client
 
 POD_RANGES = ("10.180.0.0/16", "fd00:10:180::/48")
+GATEWAYS = ("172.30.0.254", "fd00:172:30::254")
 _FIRST_POD = 10
+_FIRST_OUTSIDER = 101
+_VXLAN = 42
+_OVERLAY_MTU = 1450
 
 
 class Lab:
     """A cluster; a context manager. ``directory`` holds a directory for each node."""
 
-    def __init__(self, nodes: int = 1) -> None:
+    def __init__(self, nodes: int = 1, *, overlay: bool = False) -> None:
+        self.overlay = overlay
+        self.outsiders: list[Outsider] = []
         self.directory, self._lock = _claim_directory()
         self.word = self.directory.name
         atexit.register(self.close)
@@ -61,11 +70,26 @@ class Lab:
         clear(self.directory)
         self._lock.close()
 
+    def outsider(self) -> Outsider:
+        """Make a client on the fabric that is no node."""
+        self.outsiders.append(Outsider(self, _FIRST_OUTSIDER + len(self.outsiders)))
+        return self.outsiders[-1]
+
+    def join(self, name: str, port: str, number: int) -> tuple[str, str]:
+        """Connect a namespace to the fabric, by its eth0; returns its addresses."""
+        addresses = (f"172.30.0.{number}", f"fd00:172:30::{number}")
+        netns.configure(self.fabric.netns, [f"link add {port} type veth peer name eth0 netns {name}"])
+        netns.configure(self.fabric.netns, [f"link set {port} master br0 up"])
+        lines = ["link set eth0 up", f"addr add {addresses[0]}/24 dev eth0"]
+        netns.configure(name, [*lines, f"addr add {addresses[1]}/64 dev eth0 nodad"])
+        return addresses
+
     def _make_fabric(self) -> Place:
         name = f"{self.word}-fabric"
         netns.add(name)
-        lines = ["link add br0 type bridge", "link set br0 up", "addr add 172.30.0.254/24 dev br0"]
-        netns.configure(name, [*lines, "addr add fd00:172:30::254/64 dev br0 nodad"])
+        lines = ["link add br0 type bridge", "link set br0 up", f"addr add {GATEWAYS[0]}/24 dev br0"]
+        lines += [f"addr add {GATEWAYS[1]}/64 dev br0 nodad"]
+        netns.configure(name, [*lines, "route add blackhole 0.0.0.0/0", "route add blackhole ::/0"])
         (self.cgroup / "fabric").mkdir()
         return Place(name, self.cgroup / "fabric")
 
@@ -80,13 +104,13 @@ class Node:
         self.netns = f"{lab.word}-n{number}"
         self.cgroup = lab.cgroup / self.name
         self.directory = lab.directory / self.name
-        self.addresses = (f"172.30.0.{number}", f"fd00:172:30::{number}")
         self.pod_ranges = (f"10.180.{number}.0/24", f"fd00:10:180:{number}::/64")
         self.pods: dict[str, Pod] = {}
         self.is_bridged = number % 2 == 1
         self.directory.mkdir()
         self.cgroup.mkdir()
         netns.add(self.netns)
+        self.addresses = lab.join(self.netns, f"n{number}", number)
         self._connect()
         self.host = self.place("host")
 
@@ -104,7 +128,7 @@ class Node:
         return serve(self.host, name, self.addresses, ports)
 
     def add_pod(self, name: str, *ports: int) -> Pod:
-        """Make a pod with a server that answers with its name on these ports, TCP and UDP."""
+        """Make a pod with a server that answers with its name on these ports, TCP, UDP and SCTP."""
         pod = Pod(self, name, _FIRST_POD + len(self.pods))
         self.pods[name] = pod
         if ports:
@@ -117,21 +141,48 @@ class Node:
 
     def route_to(self, others: list[Node]) -> None:
         """Route to the pods of the other nodes."""
+        if self.lab.overlay:
+            self._tunnel_to(others)
+            return
         pairs = [(net, via) for other in others for net, via in zip(other.pod_ranges, other.addresses, strict=True)]
         if pairs:
             netns.configure(self.netns, [f"route add {net} via {via}" for net, via in pairs])
 
+    @property
+    def _tunnel_mac(self) -> str:
+        return f"02:00:5e:00:00:{self.number:02x}"
+
+    def _tunnel_to(self, others: list[Node]) -> None:
+        """Reach the other nodes' pods through VXLAN, as flannel does: a range's first address is its tunnel's."""
+        ends = f"local {self.addresses[0]} dev eth0"
+        lines = [
+            f"link add vxlan0 address {self._tunnel_mac} type vxlan id {_VXLAN} dstport 4789 nolearning {ends}",
+            f"link set vxlan0 mtu {_OVERLAY_MTU} up",
+        ]
+        lines += [f"addr add {net.split('/')[0]}/{bits} dev vxlan0" for net, bits in self._tunnel_ranges()]
+        for other in others:
+            for net, _ in other._tunnel_ranges():
+                via = net.split("/")[0]
+                lines.append(f"neigh add {via} lladdr {other._tunnel_mac} nud permanent dev vxlan0")
+                lines.append(f"route add {net} via {via} dev vxlan0 onlink")
+        netns.configure(self.netns, lines)
+        for other in others:
+            command = ["bridge", "-n", self.netns, "fdb", "append", other._tunnel_mac, "dev", "vxlan0"]
+            subprocess.run([*command, "dst", other.addresses[0]], check=True, timeout=10)
+
+    def _tunnel_ranges(self) -> list[tuple[str, int]]:
+        return list(zip(self.pod_ranges, (32, 128), strict=True))
+
     def _connect(self) -> None:
-        fabric = self.lab.fabric.netns
-        port = f"n{self.number}"
-        netns.configure(fabric, [f"link add {port} type veth peer name eth0 netns {self.netns}"])
-        netns.configure(fabric, [f"link set {port} master br0 up"])
-        lines = ["link set eth0 up", f"addr add {self.addresses[0]}/24 dev eth0"]
-        lines.append(f"addr add {self.addresses[1]}/64 dev eth0 nodad")
+        """Lay the node's own side of its uplink and pods."""
+        lines = [f"route add default via {gateway} dev eth0" for gateway in GATEWAYS]
         if self.is_bridged:
-            lines += ["link add br0 type bridge", "link set br0 up"]
+            lines += [f"link add br0 {self._mtu()} type bridge", "link set br0 up"]
             lines += [f"addr add {gateway}/{bits} dev br0 {nodad}" for gateway, bits, nodad in self._gateways()]
         netns.configure(self.netns, lines)
+
+    def _mtu(self) -> str:
+        return f"mtu {_OVERLAY_MTU}" if self.lab.overlay else ""
 
     def _gateways(self) -> list[tuple[str, int, str]]:
         if self.is_bridged:
@@ -142,7 +193,7 @@ class Node:
         """Connect a pod's namespace: to the bridge, or point to point with host routes."""
         veth = f"v{pod.number}"
         gateways = self._gateways()
-        lines = [f"link add {veth} type veth peer name eth0 netns {pod.netns}"]
+        lines = [f"link add {veth} {self._mtu()} type veth peer name eth0 {self._mtu()} netns {pod.netns}"]
         if self.is_bridged:
             lines += [f"link set {veth} master br0 up"]
             bits = [bits for _, bits, _ in gateways]
@@ -202,6 +253,32 @@ class Pod:
     def manifest(self, app: str) -> manifests.Object:
         """Describe the pod as Kubernetes does."""
         return manifests.pod(self.name, self.node.name, self.addresses, app)
+
+
+class Outsider:
+    """A client on the fabric that is no node: it reaches nodes by their addresses, and nothing else."""
+
+    def __init__(self, lab: Lab, number: int) -> None:
+        self.name = f"outsider-{number}"
+        self.netns = f"{lab.word}-o{number}"
+        netns.add(self.netns)
+        cgroup = lab.cgroup / self.name
+        cgroup.mkdir()
+        self.place = Place(self.netns, cgroup)
+        self.addresses = lab.join(self.netns, f"o{number}", number)
+
+    def client(self) -> Client:
+        """Start a client here."""
+        return Client(self.place)
+
+    def serve(self, *ports: int) -> subprocess.Popen[str]:
+        """Start a server here."""
+        return serve(self.place, self.name, self.addresses, ports)
+
+    def route(self, address: str, node: Node) -> None:
+        """Reach an address by way of a node, as a router that a load balancer has told does."""
+        via = node.addresses[":" in address]
+        netns.configure(self.netns, [f"route replace {address} via {via}"])
 
 
 def _claim_directory() -> tuple[Path, TextIO]:

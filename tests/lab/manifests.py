@@ -13,12 +13,13 @@ NAMESPACE = "shop"
 
 
 class Port(NamedTuple):
-    """A port of a Service and of its slices: what clients use, and what pods listen on."""
+    """A port of a Service and of its slices: what clients use, and what pods listen on; ``node_port`` 0 = none."""
 
     name: str
     number: int
     target: int
     protocol: str = "TCP"
+    node_port: int = 0
 
 
 WEB = (Port("http", 80, 8080), Port("http-udp", 80, 8080, "UDP"))
@@ -38,13 +39,25 @@ def _meta(name: str, **fields: Any) -> Object:
     return {"name": name, "namespace": NAMESPACE, **fields}
 
 
-def service(name: str, ips: Sequence[str], ports: Iterable[Port] = WEB, **spec: Any) -> Object:
-    """Build a ClusterIP Service; ``spec`` adds or replaces fields of its spec."""
+def service(
+    name: str,
+    ips: Sequence[str],
+    ports: Iterable[Port] = WEB,
+    *,
+    ingress: Sequence[str] = (),
+    annotations: dict[str, str] | None = None,
+    **spec: Any,
+) -> Object:
+    """Build a ClusterIP Service; ``spec`` adds or replaces fields of its spec.
+
+    ``ingress``: the addresses a load balancer has given it.
+    """
     families = ["IPv6" if ":" in ip else "IPv4" for ip in ips]
+    given = [{"ip": address, "ipMode": "VIP"} for address in ingress]
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _meta(name),
+        "metadata": _meta(name, **({"annotations": annotations} if annotations else {})),
         "spec": {
             "type": "ClusterIP",
             "clusterIP": ips[0],
@@ -52,12 +65,16 @@ def service(name: str, ips: Sequence[str], ports: Iterable[Port] = WEB, **spec: 
             "ipFamilies": families,
             "ipFamilyPolicy": "RequireDualStack" if len(ips) > 1 else "SingleStack",
             "selector": {"app": name},
-            "ports": [
-                {"name": p.name, "port": p.number, "targetPort": p.target, "protocol": p.protocol} for p in ports
-            ],
+            "ports": [_service_port(port) for port in ports],
             **spec,
         },
+        **({"status": {"loadBalancer": {"ingress": given}}} if given else {}),
     }
+
+
+def _service_port(port: Port) -> Object:
+    written = {"name": port.name, "port": port.number, "targetPort": port.target, "protocol": port.protocol}
+    return written | ({"nodePort": port.node_port} if port.node_port else {})
 
 
 def endpoint_slice(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 import socket
 import struct
 import sys
 import time
 from typing import Any
+
+from tests.lab import sctp, speech
 
 _LIMIT_S = 5.0
 _ATTEMPT_LIMIT_S = 0.05
@@ -22,36 +25,88 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER 0: no TIME_WAIT, so no la
 _sockets: dict[int, socket.socket] = {}
 
 
-def make(protocol: str, family: int, limit_s: float = _LIMIT_S) -> socket.socket:
-    """Make a socket of ``tcp`` or ``udp``, in family 4 or 6."""
+def make(protocol: str, family: int, limit_s: float = _LIMIT_S, source_port: int = 0) -> socket.socket:
+    """Make a socket of ``tcp`` or ``udp``, in family 4 or 6; ``source_port`` 0: the kernel's choice."""
     sock = socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, _KINDS[protocol])
     sock.settimeout(limit_s)
     if protocol == "tcp":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if source_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", source_port))
     return sock
 
 
-def exchange(mode: str, family: int, address: str, port: int, limit_s: float = _LIMIT_S) -> dict[str, Any]:
+def exchange(
+    mode: str,
+    family: int,
+    address: str,
+    port: int,
+    limit_s: float = _LIMIT_S,
+    source_port: int = 0,
+    size: int = 0,
+) -> dict[str, Any]:
     """Ask a server once, from a new socket.
 
-    ``mode`` is ``tcp``, ``udp`` (connected) or ``udp-unconnected``. Returns the server's name, port and what it saw
-    of us, the peer (what getpeername says) and the source (what recvfrom says), or the error.
+    ``mode`` is ``tcp``, ``udp`` (connected), ``udp-unconnected`` or ``sctp``. ``size``: bytes of the question, and of
+    the answer; 0 = as few as may be. Returns the server's name, port and what it saw of us, the peer (what getpeername
+    says) and the source (what recvfrom says), or the error.
     """
+    asked = speech.sized_question(size) if size else speech.question()
+    peer: Any = None
     try:
-        with make(mode[:3], family, limit_s) as sock:
-            peer = None
-            if mode == "udp-unconnected":
-                sock.sendto(b"?\n", (address, port))
-            else:
-                sock.connect((address, port))
-                peer = sock.getpeername()[:2]
-                sock.sendall(b"?\n")
-            reply, source = sock.recvfrom(4096)
-            name, own_port, client = reply.decode().split()
+        if mode == "sctp":
+            received, source = _associate(family, (address, port), asked, limit_s, source_port)
+        else:
+            with make(mode[:3], family, limit_s, source_port) as sock:
+                if mode == "udp-unconnected":
+                    sock.sendto(asked, (address, port))
+                else:
+                    sock.connect((address, port))
+                    peer = sock.getpeername()[:2]
+                    sock.sendall(asked)
+                received, source = _receive(sock, size)
+        reply = speech.read_reply(asked, received)
     except OSError as error:
         return {"error": name_of(error)}
-    return {"name": name, "port": int(own_port), "client": client, "peer": peer, "source": source and source[:2]}
+    except ValueError as error:
+        return {"error": f"garbled: {error}"}
+    return {**reply._asdict(), "peer": peer, "source": source and source[:2]}
+
+
+def _receive(sock: socket.socket, size: int) -> tuple[bytes, Any]:
+    """Receive a datagram, or a stream until an answer of this size is complete; it ends with a newline."""
+    received, source = sock.recvfrom(max(size, 4096))
+    while sock.type == socket.SOCK_STREAM and not received.endswith(b"\n"):
+        more = sock.recv(1 << 18)
+        if not more:
+            raise ConnectionResetError(errno.ECONNRESET, "the answer ended early")
+        received += more
+    return received, source
+
+
+def _associate(family: int, server: tuple[str, int], asked: bytes, limit_s: float, port: int) -> tuple[bytes, Any]:
+    """Ask over SCTP: INIT, DATA, SHUTDOWN, each with its answer."""
+    own_port = port or random.randrange(32768, 61000)
+    deadline = time.monotonic() + limit_s
+    with sctp.raw_socket(family) as raw:
+        raw.connect((server[0], 0))
+        received = b""
+        for chunk, body in ((sctp.Chunk.INIT, b""), (sctp.Chunk.DATA, asked), (sctp.Chunk.SHUTDOWN, b"")):
+            raw.send(sctp.Segment(own_port, server[1], chunk, body).pack())
+            answer = _segment_to(raw, family, own_port, deadline)
+            received = answer.body or received
+            source = (server[0], answer.source_port)  # a connected raw socket hears its peer only
+    return received, source
+
+
+def _segment_to(raw: socket.socket, family: int, port: int, deadline: float) -> sctp.Segment:
+    while True:
+        raw.settimeout(max(deadline - time.monotonic(), 0.001))
+        segment = sctp.read(raw.recv(sctp.MAX_SIZE), family)
+        if segment and segment.destination_port == port:
+            return segment
 
 
 def exchanges(mode: str, family: int, address: str, port: int, count: int) -> list[dict[str, Any]]:

@@ -15,11 +15,18 @@ from typing import Any, NamedTuple
 from tests.lab.processes import Place, end, program
 
 MODES = ("tcp", "udp", "udp-unconnected")
+PACKET_MODES = (*MODES, "sctp")
+"""SCTP's raw sockets pass by the socket hooks."""
 _ANSWER_LIMIT_S = 5.0
+_SILENCE_S = 0.2
 
 
 class Answer(NamedTuple):
-    """What a client saw of one exchange; ``error`` is an errno's name, empty where there was none."""
+    """What a client saw of one exchange.
+
+    ``client``, ``client_port``: what the server saw of it. ``size``: bytes of the answer. ``error`` is an errno's name,
+    empty where there was none.
+    """
 
     name: str = ""
     port: int = 0
@@ -27,6 +34,8 @@ class Answer(NamedTuple):
     peer: tuple[str, int] | None = None
     source: tuple[str, int] | None = None
     error: str = ""
+    client_port: int = 0
+    size: int = 0
 
     @classmethod
     def read(cls, said: dict[str, Any]) -> Answer:
@@ -41,9 +50,26 @@ class Client:
     def __init__(self, place: Place) -> None:
         self._process = place.start(*program("probe"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def ask(self, mode: str, address: str, port: int, limit_s: float = _ANSWER_LIMIT_S) -> Answer:
-        """Ask a server once, from a new socket; ``::ffff:a.b.c.d`` makes it an IPv6 one."""
-        return Answer.read(self._request("exchange", mode, family_of(address), address, port, limit_s))
+    def ask(
+        self,
+        mode: str,
+        address: str,
+        port: int,
+        limit_s: float = _ANSWER_LIMIT_S,
+        *,
+        source_port: int = 0,
+        size: int = 0,
+    ) -> Answer:
+        """Ask a server once, from a new socket; ``::ffff:a.b.c.d`` makes it an IPv6 one.
+
+        ``source_port`` 0: any. ``size``: bytes of the question, and of the answer.
+        """
+        request = ("exchange", mode, family_of(address), address, port, limit_s, source_port, size)
+        return Answer.read(self._request(*request))
+
+    def is_unanswered(self, mode: str, address: str, port: int) -> bool:
+        """Whether nobody answers there, not even with a refusal."""
+        return self.ask(mode, address, port, _SILENCE_S).error == "timeout"
 
     def ask_often(self, mode: str, address: str, port: int, count: int) -> list[Answer]:
         """Ask ``count`` times, each from a new socket."""
@@ -94,6 +120,10 @@ class RemoteSocket:
         self._client = client
         self._number = number
 
+    def bind(self, port: int) -> None:
+        """Choose the source port."""
+        self._client.call(self._number, "bind", ["", port])
+
     def connect(self, address: str, port: int) -> None:
         """Connect."""
         self._client.call(self._number, "connect", [address, port])
@@ -106,6 +136,11 @@ class RemoteSocket:
         """Ask the connected server its name."""
         self._client.call(self._number, "sendall", "?\n")
         return str(self._client.call(self._number, "recv", 4096)).split()[0]
+
+    def client_port(self) -> int:
+        """Ask the connected server which port it sees us at."""
+        self._client.call(self._number, "sendall", "?\n")
+        return int(str(self._client.call(self._number, "recv", 4096)).split()[3])
 
     def ask_at(self, address: str, port: int) -> tuple[str, tuple[str, int]]:
         """Send a datagram; returns who answered and from where."""

@@ -89,7 +89,7 @@ def test_an_address_that_is_no_service_is_left_alone(scene, web, mode):
 
 
 def test_a_port_of_a_service_that_it_does_not_have_is_left_alone(scene, web):
-    assert scene.host.ask("tcp", web[0], 81).error == "ENETUNREACH"
+    assert scene.host.is_unanswered("tcp", web[0], 81)
 
 
 @pytest.mark.parametrize(("mode", "port", "target"), [("tcp", 80, 8080), ("tcp", 443, 8081), ("udp", 53, 8081)])
@@ -216,7 +216,7 @@ def test_a_deleted_service_is_no_longer_translated(scene, name, mode):
 
     scene.withdraw(name)
 
-    assert {"ENETUNREACH"} == {scene.host.ask(mode, ip, 80).error for ip in ips}
+    assert all(scene.host.is_unanswered(mode, ip, 80) for ip in ips)
 
 
 def test_the_older_of_two_services_keeps_a_shared_address(scene, name):

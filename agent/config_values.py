@@ -145,6 +145,14 @@ def duration(value: object) -> float:
     return found_s
 
 
+def timeout(value: object) -> float:
+    """Read a Go duration, as seconds: 0, or a second and more, since flows are timed in seconds."""
+    found_s = duration(value)
+    if 0 < found_s < 1:
+        raise ValueError(f"is {_shown(value)}; accepted: 1s or more, or 0 for the default")
+    return found_s
+
+
 def period(value: object) -> float:
     """Read a Go duration, as seconds, more than zero."""
     found_s = duration(value)

@@ -205,7 +205,7 @@ def test_a_kube_proxy_field_without_effect_is_named(from_text, line, unused):
         ("conntrack: {tcpEstablishedTimeout: 0h0m0s}", "tcp_established_timeout_s", 86_400.0),
         ("conntrack: {tcpCloseWaitTimeout: 1m}", "tcp_close_wait_timeout_s", 60.0),
         ("conntrack: {udpTimeout: 5s}", "udp_timeout_s", 5.0),
-        ("conntrack: {udpStreamTimeout: 500ms}", "udp_stream_timeout_s", 0.5),
+        ("conntrack: {udpStreamTimeout: 1500ms}", "udp_stream_timeout_s", 1.5),
         ("conntrack: {udpStreamTimeout: null}", "udp_stream_timeout_s", 120.0),
         ("allowedExternalIPs: 198.51.100.0/24", "allowed_external_ips", networks("198.51.100.0/24")),
         ("sourcePorts: 40000-41023", "source_ports", PortRange(40_000, 41_023)),
@@ -304,6 +304,10 @@ def test_a_field_is_applied(from_text, text, attribute, expected):
         (
             "conntrack: {udpTimeout: -1s}",
             "conntrack.udpTimeout: is '-1s'; accepted: a duration of zero or more, like 30s or 1h0m0s",
+        ),
+        (
+            "conntrack: {udpTimeout: 500ms}",
+            "conntrack.udpTimeout: is '500ms'; accepted: 1s or more, or 0 for the default",
         ),
         ("mapSizes: {conntrack: 0}", "mapSizes.conntrack: is 0; accepted: a whole number from 1 to 16777216"),
         ("syncPeriod: 30", "syncPeriod: is 30; accepted: a duration of zero or more, like 30s or 1h0m0s"),
@@ -493,7 +497,7 @@ def test_a_flag_that_cannot_be_read_is_a_fault(argument, fault):
         KUBEADM,
         "{metricsBindAddress: ':0', driftCheckPeriod: 1h1m1.5s, socketLB: off, mapSizes: {segments: 5}}",
         "{detectLocalMode: BridgeInterface, detectLocal: {bridgeInterface: cni0}, nodePortAddresses: primary}",
-        "{nodePortAddresses: [192.0.2.0/24, 'fd00::/64'], conntrack: {udpTimeout: 500ms, tcpEstablishedTimeout: 2h}}",
+        "{nodePortAddresses: [192.0.2.0/24, 'fd00::/64'], conntrack: {udpTimeout: 1500ms, tcpEstablishedTimeout: 2h}}",
         "{iptables: {masqueradeAll: true}, sourcePorts: 40000-50000, forwarding: dsr, algorithm: maglev}",
         "{devices: ['eth*', ens3], excludeDevices: cni0, allowedExternalIPs: ['::/9'], mapSizes: {fragments: 9}}",
     ],

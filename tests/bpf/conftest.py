@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from agent.core.abi import MapSizes, map_specs
 from agent.kernel import bpffs as mounts
 from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.maps import MapStore
+from tests.bpf import packet_path as path_of_packets
+from tests.bpf.packet_path import PacketPath
+from tests.lab.lab import Lab
 from tests.requirements import require_root
 
 SIZES = MapSizes(frontends=64, segments=256, socket_origins=64, peer_origins=64)
 SPECS = map_specs(SIZES)
+PACKET_SPECS = map_specs(replace(SIZES, conntrack=1024, affinity=64, source_ranges=64, fragments=64))
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
 
@@ -62,3 +67,22 @@ def store(bpffs: Path) -> Iterator[MapStore]:
     opened = MapStore.open(bpffs / "maps", SPECS)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def shared_packet_path(bpf_mount: Path) -> Iterator[PacketPath]:
+    """Give a node for packets, and the programs, which take seconds to compile."""
+    with Lab(2) as lab:
+        node = lab.nodes[1]
+        for name in ("one", "two"):
+            node.add_pod(name)
+        path_of_packets.furnish(node)
+        with path_of_packets.opened(node, bpf_mount / "packets", PACKET_SPECS) as made:
+            yield made
+
+
+@pytest.fixture
+def path(shared_packet_path: PacketPath) -> PacketPath:
+    """Give a node without services and flows; see packet_path.py."""
+    shared_packet_path.clear()
+    return shared_packet_path

@@ -15,31 +15,28 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prometheus_client.core import Metric
-
 import agent
-from agent.config import Config, describe
+from agent.config import Config
 from agent.config_remarks import read_ephemeral_ports, remarks
-from agent.config_values import BindAddress
 from agent.core.model import Model
 from agent.core.records import ObjectKey
 from agent.errors import ConfigError, DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
 from agent.kernel import probe
 from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
-from agent.observe import metrics as meter
+from agent.live_metrics import LiveMetrics
 from agent.observe.control import ControlServer
 from agent.observe.facts import Facts, write_facts
-from agent.observe.health import Health, Vitals
+from agent.observe.health import Health
+from agent.observe.health_checks import HealthCheckServers
 from agent.observe.metrics import Metrics
 from agent.observe.names import NameJournal
-from agent.observe.server import HttpServer, Route, json_answer, metrics_route, text_answer
 from agent.reconciler import Reconciler
+from agent.servers import open_servers, read_vitals
 from agent.sources.decode import Decoder
 from agent.status import read_status
 
@@ -111,9 +108,12 @@ class Agent:
         self.has_settled = threading.Event()
         """Set once what was listed first is programmed: what ``/readyz`` says, so that a rollout waits for it."""
         self.source = self._make_source()
-        self.metrics.add_live(self._live_metrics)
+        health = Health(lambda: read_vitals(config, self.reconciler), config.sync_period_s)
+        self.health_checks = HealthCheckServers(lambda: health.is_healthy, self._on_unserved, config.sync_period_s)
+        live = LiveMetrics(config.map_sizes, self.reconciler, self.health_checks, self.metrics)
+        self.metrics.add_live(live.read)
         self.control = ControlServer(config.state_dir, {"status": self.status})
-        self.servers = list(self._make_servers())
+        self.servers = list(open_servers(config, self.metrics, health, self.has_settled))
         write_facts(config.state_dir, self._facts())
 
     def _ids_in_use(self) -> set[int] | None:
@@ -140,6 +140,7 @@ class Agent:
             server.stop()
         self.control.stop()
         self.reconciler.stop()
+        self.health_checks.stop()
         self.names.close()
         self.dataplane.close()
 
@@ -168,80 +169,9 @@ class Agent:
         self.metrics.error(kind)
         log.warning("source: %s: %s", kind, message)
 
-    def _vitals(self) -> Vitals:
-        reconciler = self.reconciler
-        since = reconciler.pending_since if reconciler.model.is_synced else None
-        model = reconciler.model
-        # A directory that never held our Node says nothing about it; an API server without it says that it is gone.
-        is_gone = model.node_exists is False and (model.node_was_seen or self.config.manifests is None)
-        is_eligible = not is_gone and not model.node.deleting
-        return Vitals(time.monotonic() - since if since else None, is_eligible, reconciler.failure is not None)
-
-    def _make_servers(self) -> Iterator[HttpServer]:
-        health = Health(self._vitals, self.config.sync_period_s)
-
-        def healthz(_: str) -> tuple[int, str, bytes]:
-            code, body = health.healthz()
-            self.metrics.healthz.labels(str(code)).inc()
-            return json_answer(code, body)
-
-        def livez(_: str) -> tuple[int, str, bytes]:
-            code, body = health.livez()
-            self.metrics.livez.labels(str(code)).inc()
-            return json_answer(code, body)
-
-        def readyz(_: str) -> tuple[int, str, bytes]:
-            is_ready = self.has_settled.is_set()
-            return (200 if is_ready else 503), "text/plain", b"ok\n" if is_ready else b"not programmed yet\n"
-
-        own: dict[str, Route] = {
-            "/metrics": metrics_route(self.metrics.registry),
-            "/healthz": lambda _: text_answer("ok"),
-            "/proxyMode": lambda _: text_answer("ebpf"),
-            "/configz": lambda _: json_answer(200, {"kubeproxy.config.k8s.io": describe(self.config)}),
-        }
-        yield from self._bind("metrics", self.config.metrics_address, own)
-        yield from self._bind(
-            "health", self.config.healthz_address, {"/healthz": healthz, "/livez": livez, "/readyz": readyz}
-        )
-
-    def _bind(self, name: str, address: BindAddress | None, routes: dict[str, Route]) -> Iterator[HttpServer]:
-        if address is None:
-            return
-        try:
-            yield HttpServer(address.host, address.port, routes)
-        except OSError as error:
-            message = f"cannot serve {name} at {address}: {error}; set {name}BindAddress to a free one"
-            if self.config.bind_address_hard_fail:
-                raise EbproxyError(message) from error
-            self.metrics.error("bind")
-            log.error("%s", message)
-
-    def _live_metrics(self) -> Iterator[Metric]:
-        store, planner, model = self.dataplane.store, self.reconciler.planner, self.reconciler.model
-        sizes = self.config.map_sizes
-        entries = {"frontends": planner.frontend_count, "segments": planner.allocator.used}
-        capacity = {"frontends": sizes.frontends, "segments": sizes.segments}
-        yield from meter.gauge("ebproxy_map_entries", "Entries in use", dict(entries), "map")
-        yield from meter.gauge("ebproxy_map_capacity_entries", "Entries there is room for", dict(capacity), "map")
-        pressure = {name: used / capacity[name] for name, used in entries.items()}
-        yield from meter.gauge("ebproxy_map_pressure", "Share of a map that is in use, 0 to 1", pressure, "map")
-        yield from meter.counter("ebproxy_map_writes", "Entries written or deleted", dict(store.writes), "map")
-        dataplane = {count.name.lower(): value for count, value in store.read_counters().items()}
-        yield from meter.counter("ebproxy_dataplane_events", "What the programs counted", dict(dataplane), "event")
-        for name, text, value in (
-            ("ebproxy_services", "Services known", len(model.services)),
-            ("ebproxy_malformed_objects_current", "Objects that cannot be read", len(model.malformed)),
-            ("ebproxy_degraded_service_ports", "Service ports that are not as desired", len(planner.degraded)),
-            ("ebproxy_settled", "Whether everything listed is programmed", float(self.reconciler.is_settled.is_set())),
-            ("kubeproxy_sync_proxy_rules_service_changes_pending", "Services to resolve", len(model.dirty)),
-            (
-                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
-                "The same: both are resolved together",
-                len(model.dirty),
-            ),
-        ):
-            yield from meter.gauge(name, text, {"": value})
+    def _on_unserved(self, service: ObjectKey, reason: str) -> None:
+        if self._recorder:
+            self._recorder.warn(service, "FailedToStartServiceHealthcheck", reason)
 
     def _facts(self) -> Facts:
         return Facts(

@@ -44,9 +44,17 @@ class Health:
         """Answer the kubelet: status code and body."""
         return self._judge(self._read())
 
-    def _judge(self, vitals: Vitals) -> tuple[int, dict[str, Any]]:
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the agent does its work; what becomes of the node does not count."""
+        return self._is_well(self._read())
+
+    def _is_well(self, vitals: Vitals) -> bool:
         is_late = vitals.pending_s is not None and vitals.pending_s >= self._limit_s
-        is_healthy = not is_late and not vitals.has_failed
+        return not is_late and not vitals.has_failed
+
+    def _judge(self, vitals: Vitals) -> tuple[int, dict[str, Any]]:
+        is_healthy = self._is_well(vitals)
         now = time.time()
         if is_healthy:
             self._healthy_at = now

@@ -38,18 +38,19 @@ class Metrics:
             buckets=_SYNC_BUCKETS,
             registry=registry,
         )
-        self._full_sync, self._partial_sync = (
-            Histogram(
-                f"kubeproxy_sync_{extent}_proxy_rules_duration_seconds",
-                text,
-                family,
-                buckets=_SYNC_BUCKETS,
-                registry=registry,
-            )
-            for extent, text in (
-                ("full", "The same, of synchronisations that compare every Service with what the maps hold"),
-                ("partial", "The same, of those that look at changed Services alone"),
-            )
+        self._full_sync = Histogram(
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "The same, of synchronisations that compare every Service with what the maps hold",
+            family,
+            buckets=_SYNC_BUCKETS,
+            registry=registry,
+        )
+        self._partial_sync = Histogram(
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            "The same, of those that look at changed Services alone",
+            family,
+            buckets=_SYNC_BUCKETS,
+            registry=registry,
         )
         self._cleaning = Histogram(
             "kubeproxy_conntrack_reconciler_sync_duration_seconds",
@@ -179,9 +180,9 @@ def gauge(name: str, text: str, values: dict[str, float], label: str = "") -> It
     yield family
 
 
-def counter(name: str, text: str, values: dict[str, float], label: str) -> Iterator[Metric]:
-    """Make a counter by one label."""
-    family = CounterMetricFamily(name, text, labels=[label])
+def counter(name: str, text: str, values: dict[str, float], label: str = "") -> Iterator[Metric]:
+    """Make a counter by one label; with no label, ``values`` has one value under the empty string."""
+    family = CounterMetricFamily(name, text, labels=[label] if label else [])
     for key, value in values.items():
-        family.add_metric([key], value)
+        family.add_metric([key] if label else [], value)
     yield family

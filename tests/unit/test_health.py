@@ -28,6 +28,7 @@ def test_status_and_body(vitals, healthz, livez):
     live_code, live_body = health.livez()
 
     assert (code, live_code) == (healthz, livez)
+    assert health.is_healthy is (livez == 200)
     assert body["nodeEligible"] is vitals.is_node_eligible
     assert "nodeEligible" not in live_body
     for said in (body, live_body):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-from agent.core.records import Kind, Malformed
+import pytest
+
+from agent.core.records import Family, Kind, Malformed
 from agent.observe import metrics as meter
 from agent.observe.metrics import Metrics
 from tests.builders import key
@@ -37,6 +39,31 @@ def test_a_synchronisation_counts_for_both_families_and_skips_what_is_older_than
         assert read("kubeproxy_network_programming_duration_seconds_sum", family) == 0
         assert read("kubeproxy_sync_proxy_rules_last_timestamp_seconds", family) >= now
     assert metrics.registry.get_sample_value("ebproxy_synced_services_total") == 3
+
+
+@pytest.mark.parametrize(("is_full", "counts"), [(True, (1, 0)), (False, (0, 1))], ids=["full", "partial"])
+def test_a_synchronisation_is_full_or_partial(is_full, counts):
+    metrics = Metrics()
+    metrics.synced(0.001, 3, [], is_full=is_full)
+
+    for family in ({"ip_family": "IPv4"}, {"ip_family": "IPv6"}):
+        assert counts == tuple(
+            metrics.registry.get_sample_value(f"kubeproxy_sync_{extent}_proxy_rules_duration_seconds_count", family)
+            or 0
+            for extent in ("full", "partial")
+        )
+
+
+def test_deleted_flows_count_for_their_family():
+    metrics = Metrics()
+    metrics.cleaned(0.25, {Family.IPV4: 3})
+    metrics.cleaned(0.25, {Family.IPV6: 1})
+    read = metrics.registry.get_sample_value
+
+    for family, deleted in (({"ip_family": "IPv4"}, 3), ({"ip_family": "IPv6"}, 1)):
+        assert read("kubeproxy_conntrack_reconciler_deleted_entries_total", family) == deleted
+        assert read("kubeproxy_conntrack_reconciler_sync_duration_seconds_count", family) == 2
+        assert read("kubeproxy_conntrack_reconciler_sync_duration_seconds_sum", family) == 0.5
 
 
 def test_errors_drift_and_malformed_objects():

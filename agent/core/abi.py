@@ -86,7 +86,7 @@ ADDRESS = _layout("address", word="16s")
 DEVICE = _layout("device", ipv4="16s", ipv6="16s", flags="I")
 FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", pad="3s")
 PORTS = _layout("ports", source="2s", destination="2s")
-PACKET_SIZE = 80
+PACKET_SIZE = 76
 WORK = _layout("work", packet=f"{PACKET_SIZE}s", flow=f"{FLOW.size}s", reply=f"{FLOW.size}s", affinity=f"{AFFINITY.size}s")
 U32 = _layout("u32", value="I")
 U64 = _layout("u64", value="Q")

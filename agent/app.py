@@ -12,8 +12,6 @@ import gc
 import logging
 import os
 import signal
-import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,16 +19,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import agent
 from agent.config import Config
+from agent.config_fields import DetectLocalMode
 from agent.config_remarks import read_ephemeral_ports, remarks
 from agent.core.model import Model
+from agent.core.network import DevicePatterns, Network, PodDetection
 from agent.core.records import ObjectKey
 from agent.errors import ConfigError, DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
-from agent.kernel import probe
+from agent.kernel import netlink, probe
 from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
+from agent.kernel.follower import NetworkFollower
+from agent.kernel.programs import ProgramOptions
 from agent.live_metrics import LiveMetrics
 from agent.observe.control import ControlServer
-from agent.observe.facts import Facts, write_facts
+from agent.observe.facts import Facts, read_facts, write_facts
 from agent.observe.health import Health
 from agent.observe.health_checks import HealthCheckServers
 from agent.observe.metrics import Metrics
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ebproxy")
 LOCK = "agent.lock"
-_SO_NETNS_COOKIE = 71
 _M_ARENA_MAX = -8
 
 
@@ -91,7 +92,10 @@ class Agent:
             raise ConfigError([f"manifests: {config.manifests} is not a directory"])
         if self._client:
             self._client.connect()  # before anything is put into the kernel that nobody would fill
+        self.follower = NetworkFollower(self._on_network)
         self.dataplane = Dataplane(_dataplane_options(config))
+        self.dataplane.follow(self.follower.network, None)
+        self._opened = netlink.open_loopback()
         if not self.dataplane.is_migrating:
             self.dataplane.activate()
         self.names = NameJournal(config.state_dir, self._ids_in_use())
@@ -125,6 +129,7 @@ class Agent:
     def start(self) -> None:
         """Start every part, the source last."""
         self.reconciler.start()
+        self.follower.start()
         self.control.start()
         for server in self.servers:
             server.start()
@@ -139,6 +144,7 @@ class Agent:
         for server in self.servers:
             server.stop()
         self.control.stop()
+        self.follower.stop()
         self.reconciler.stop()
         self.health_checks.stop()
         self.names.close()
@@ -161,6 +167,9 @@ class Agent:
         self._recorder = EventRecorder(self._client, self.config.node_name)
         return KubeSource(self._client, self.config.node_name, self.reconciler.submit, self._on_source_error)
 
+    def _on_network(self, network: Network) -> None:
+        self.reconciler.submit(network)
+
     def _on_degraded(self, service: ObjectKey, reason: str) -> None:
         if self._recorder:
             self._recorder.warn(service, "DataplaneFull", reason)
@@ -180,6 +189,8 @@ class Agent:
             socket_lb=self.config.socket_lb,
             cluster_cidrs=tuple(str(cidr) for cidr in self.config.cluster_cidrs),
             cgroup=str(self.dataplane.options.cgroup or ""),
+            # What an agent before this one changed is still to be undone.
+            loopback=tuple(sorted({*read_facts(self.config.state_dir).loopback, *self._opened})),
         )
 
     def _settle_memory(self) -> None:
@@ -200,20 +211,48 @@ def _begin_client(config: Config) -> KubeClient:
 
 
 def _dataplane_options(config: Config) -> DataplaneOptions:
-    cgroup = None
-    if config.socket_lb != "off":
+    return DataplaneOptions(
+        config.bpffs,
+        _cgroup_root(config),
+        config.map_sizes,
+        ProgramOptions(
+            remember_peer=config.remember_peer,
+            host_only=config.socket_lb == "host",
+            source_ports=config.source_ports,
+            tcp_established_s=round(config.tcp_established_timeout_s),
+            tcp_close_wait_s=round(config.tcp_close_wait_timeout_s),
+            udp_s=round(config.udp_timeout_s),
+            udp_stream_s=round(config.udp_stream_timeout_s),
+        ),
+        config.socket_lb != "off",
+        DevicePatterns(config.devices, config.exclude_devices),
+        _pod_detection(config),
+    )
+
+
+def _cgroup_root(config: Config) -> Path | None:
+    try:
         found = find_cgroup_root(config.cgroup_root)
-        cgroup = found.path
-        if found.warning:
-            log.warning("%s", found.warning)
-    host_netns = _netns_cookie() if config.socket_lb == "host" else None
-    return DataplaneOptions(config.bpffs, cgroup, config.map_sizes, config.remember_peer, host_netns)
+    except UnsupportedKernel as error:
+        if config.socket_lb != "off":
+            raise
+        log.warning("%s; NodePorts are not kept from processes of the node", error)
+        return None
+    if found.warning:
+        log.warning("%s", found.warning)
+    return found.path
 
 
-def _netns_cookie() -> int:
-    """Read the cookie of this process's network namespace."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+def _pod_detection(config: Config) -> PodDetection:
+    match config.detect_local_mode:
+        case DetectLocalMode.CLUSTER_CIDR:
+            return PodDetection(tuple(map(str, config.cluster_cidrs)))
+        case DetectLocalMode.NODE_CIDR:
+            return PodDetection()
+        case DetectLocalMode.BRIDGE_INTERFACE:
+            return PodDetection(bridge=config.detect_local_bridge)
+        case DetectLocalMode.INTERFACE_NAME_PREFIX:
+            return PodDetection(prefix=config.detect_local_prefix)
 
 
 def run(config: Config) -> int:

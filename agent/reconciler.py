@@ -15,9 +15,10 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from agent.core.model import Model
+from agent.core.network import Network
 from agent.core.plan import Plan
 from agent.core.planner import Planner
-from agent.core.records import Delete, Event, Kind, Malformed, ObjectKey, SliceRecord, Upsert
+from agent.core.records import AddressesChanged, Delete, Event, Kind, Malformed, ObjectKey, SliceRecord, Upsert
 from agent.core.services import DesiredPort, PortName
 from agent.errors import DataplaneError, LoaderError
 from agent.kernel.dataplane import Dataplane
@@ -68,7 +69,7 @@ class Reconciler:
         self._sync_period_s = sync_period_s
         self._drift_period_s = drift_period_s
         self._on_degraded = on_degraded
-        self._queue: queue.SimpleQueue[Event | Question | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Event | Network | Question | None] = queue.SimpleQueue()
         self._settling = threading.Lock()
         self._held: set[ObjectKey] = set()
         """Services left as a former agent left them, until every list is complete."""
@@ -81,6 +82,9 @@ class Reconciler:
         self._retry_at: float | None = None
         self._retry_s = _RETRY_FLOOR_S
         self._drift_at = time.monotonic() + drift_period_s
+        self._network: Network | None = None
+        self._followed: tuple[Network | None, tuple[str, ...] | None] | None = None
+        self._faults: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
     def start(self) -> None:
@@ -93,8 +97,8 @@ class Reconciler:
         if self._thread.is_alive():
             self._thread.join()
 
-    def submit(self, event: Event) -> None:
-        """Take an event from a source, in any thread."""
+    def submit(self, event: Event | Network) -> None:
+        """Take an event from a source, or the node's network as it is now, in any thread."""
         with self._settling:
             if self.pending_since is None:
                 self.pending_since = time.monotonic()
@@ -144,7 +148,7 @@ class Reconciler:
             self._taken.clear()
         return True
 
-    def _take(self, item: Event | Question) -> None:
+    def _take(self, item: Event | Network | Question) -> None:
         if isinstance(item, Upsert):
             record = item.record
             self._taken[record.kind] += 1
@@ -155,6 +159,9 @@ class Reconciler:
         elif isinstance(item, Malformed):
             self._metrics.malformed(item)
             log.warning("%s %s: %s: %s; what it said before stays", item.kind, item.key, item.field, item.reason)
+        elif isinstance(item, Network):
+            self._network = item
+            item = AddressesChanged(item.local, item.sources)
         elif callable(item):
             item()
             return
@@ -171,6 +178,7 @@ class Reconciler:
 
     def _turn(self) -> None:
         now = time.monotonic()
+        self._follow()
         if not self.model.is_synced or (self._retry_at is not None and now < self._retry_at):
             return
         self._retry_at = None
@@ -190,6 +198,23 @@ class Reconciler:
                 self.is_settled.set()
             elif self._drained_at is not None:
                 self.pending_since = self._drained_at  # what waits now came later
+
+    def _follow(self) -> None:
+        """Bring devices and addresses up to date, whether or not the model is to be believed yet."""
+        wanted = (self._network, self.model.node.pod_cidrs if self.model.is_synced else None)
+        if self._network is None or wanted == self._followed:
+            return
+        self.dataplane.follow(self._network, wanted[1])
+        self._followed = wanted
+        self._tell_faults()
+
+    def _tell_faults(self) -> None:
+        faults = self.dataplane.faults
+        for fault in faults:
+            if fault not in self._faults:
+                self._metrics.error("network")
+                log.error("%s; trying again every %.0f s", fault, self._drift_period_s)
+        self._faults = faults
 
     def _sync_all(self, now: float) -> None:
         """Plan and apply until nothing is left; what one plan makes room for is changed by the next."""
@@ -304,7 +329,8 @@ class Reconciler:
         self._drift_at = time.monotonic() + self._drift_period_s
         if reattached := self.dataplane.reattach() if self.dataplane.is_active else 0:
             self._metrics.drift(reattached)
-            log.warning("%d hooks did not run our programs; attached again", reattached)
+            log.warning("%d hooks or entries of the node were not as they are to be; healed", reattached)
+        self._tell_faults()
         differing = self.planner.differences(self.dataplane.store.read_state())
         if differing:
             self._metrics.drift(differing)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.app import LOCK, only_agent
 from agent.cli.output import print_json, print_table
-from agent.kernel import selftest
+from agent.kernel import netlink, selftest
 from agent.kernel.dataplane import remove
 from agent.observe import control, facts, names
 
@@ -22,8 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Remove everything. Raises: EbproxyError while an agent runs."""
     with only_agent(args.state_dir):
-        _remove_self_tests(facts.read_facts(args.state_dir).cgroup)
-        removed = [*remove(args.bpffs), *_remove_state(args.state_dir)] or ["nothing: there was nothing to remove"]
+        known = facts.read_facts(args.state_dir)
+        _remove_self_tests(known.cgroup)
+        removed = [*remove(args.bpffs), *_close_loopback(known), *_remove_state(args.state_dir)] or [
+            "nothing: there was nothing to remove"
+        ]
     if args.output == "json":
         print_json({"removed": removed})
     else:
@@ -37,6 +40,12 @@ def _remove_self_tests(cgroup: str) -> None:
         for below in Path(cgroup).glob(f"{selftest.CGROUP_PREFIX}*"):
             with contextlib.suppress(OSError):
                 below.rmdir()
+
+
+def _close_loopback(known: facts.Facts) -> list[str]:
+    """Undo what the agent changed of lo, once no packet is sent there any more."""
+    netlink.close_loopback(known.loopback)
+    return [f"reset {name} of lo" for name in known.loopback]
 
 
 def _remove_state(state_dir: Path) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from agent.errors import DataplaneError
@@ -78,14 +78,23 @@ def attached_programs(directory: Path) -> dict[str, bpf.ProgInfo]:
     They are told by their pins beside ``directory``: to open a program by its id takes CAP_SYS_ADMIN, which an agent in
     a pod does not have. One that is pinned nowhere, and may not be opened, is given without its maps.
     """
-    pinned = _pinned_programs(directory.parent)
-    programs = {}
+    attached = {}
     for pin in sorted(path for path in directory.glob("*") if path.name in _HOOKS):
         with closing(bpf.obj_get(pin)) as link:
             info = bpf.link_info(link)
         if info.cgroup_id:
-            with contextlib.suppress(FileNotFoundError):
-                programs[pin.name] = pinned.get(info.prog_id) or _program_by_id(info.prog_id)
+            attached[pin.name] = info.prog_id
+    found = {info.id: info for info in programs_by_id(directory.parent, attached.values())}
+    return {hook: found[ident] for hook, ident in attached.items() if ident in found}
+
+
+def programs_by_id(root: Path, idents: Iterable[int]) -> list[bpf.ProgInfo]:
+    """Tell programs by their pins below ``root``, else by their ids; those that are gone are left out."""
+    pinned = _pinned_programs(root)
+    programs = []
+    for ident in set(idents):
+        with contextlib.suppress(FileNotFoundError):
+            programs.append(pinned.get(ident) or _program_by_id(ident))
     return programs
 
 
@@ -106,9 +115,10 @@ def _program_by_id(ident: int) -> bpf.ProgInfo:
         return bpf.ProgInfo(0, ident, "", ())
 
 
-def detach(directory: Path) -> int:
-    """Detach every link and remove its pin; returns how many there were."""
-    pins = [pin for pin in sorted(directory.glob("*")) if pin.name in _HOOKS]
+def detach(directory: Path, but: Container[bpf.AttachType] = ()) -> int:
+    """Detach every link, ``but`` those of some hooks, and remove its pin; returns how many there were."""
+    kept = {hook.name.lower() for hook in bpf.AttachType if hook in but}
+    pins = [pin for pin in sorted(directory.glob("*")) if pin.name in _HOOKS - kept]
     for pin in pins:
         with contextlib.suppress(OSError), closing(bpf.obj_get(pin)) as link:  # of what is no link, only the pin goes
             bpf.link_detach(link)

@@ -52,13 +52,16 @@ class MapType(enum.IntEnum):
     ARRAY = 2
     PERCPU_ARRAY = 6
     LRU_HASH = 9
+    LPM_TRIE = 11
 
 
 class AttachType(enum.IntEnum):
-    """Where a program goes. The cgroup hooks carry the names of the programs in ``bpf/sock.c``."""
+    """The hooks of a cgroup. They carry the names of the programs in ``bpf/sock.c``."""
 
     CONNECT4 = 10
     CONNECT6 = 11
+    POST_BIND4 = 12
+    POST_BIND6 = 13
     SENDMSG4 = 14
     SENDMSG6 = 15
     RECVMSG4 = 19
@@ -68,6 +71,14 @@ class AttachType(enum.IntEnum):
     SOCK_RELEASE = 34
 
 
+class Direction(enum.IntEnum):
+    """The two hooks of a device, by their attach types as links (tcx)."""
+
+    INGRESS = 46
+    EGRESS = 47
+
+
+PROG_TYPE_SCHED_CLS = 3
 PROG_TYPE_CGROUP_SOCK = 9
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 NO_PREALLOC = 1
@@ -106,6 +117,24 @@ class LinkInfo:
     prog_id: int
     cgroup_id: int
     attach_type: int
+
+
+@dataclass(frozen=True, slots=True)
+class TcxInfo:
+    """What the kernel says of a device's link. ``ifindex`` is 0 once the device is gone, or the link was detached."""
+
+    id: int
+    prog_id: int
+    ifindex: int
+    direction: int
+
+
+def prog_type(hook: AttachType | Direction) -> int:
+    """Give the type of the programs that a hook takes."""
+    if isinstance(hook, Direction):
+        return PROG_TYPE_SCHED_CLS
+    is_sock = hook in (AttachType.SOCK_RELEASE, AttachType.POST_BIND4, AttachType.POST_BIND6)
+    return PROG_TYPE_CGROUP_SOCK if is_sock else PROG_TYPE_CGROUP_SOCK_ADDR
 
 
 def bpf(command: Command, attr: ctypes.Array[ctypes.c_char]) -> int:
@@ -179,14 +208,23 @@ def link_info(fd: int) -> LinkInfo:
     return LinkInfo(ident, prog_id, cgroup_id, attach_type)
 
 
+def tcx_info(fd: int) -> TcxInfo:
+    """Ask what a device's link joins."""
+    _, ident, prog_id, _, ifindex, direction = struct.unpack_from("=6I", _info(fd))
+    return TcxInfo(ident, prog_id, ifindex, direction)
+
+
 def prog_fd_by_id(ident: int) -> int:
     """Open a program by id."""
     return bpf(Command.PROG_GET_FD_BY_ID, _attr("=III", ident, 0, 0))
 
 
-def link_create(prog_fd: int, target_fd: int, attach_type: AttachType) -> int:
-    """Attach a program to a cgroup beside the programs that are there; returns the link."""
-    return bpf(Command.LINK_CREATE, _attr("=4I", prog_fd, target_fd, attach_type, 0))
+def link_create(prog_fd: int, target: int, attach_type: AttachType | Direction) -> int:
+    """Attach a program behind those that are there; returns the link.
+
+    ``target`` is a cgroup's descriptor, or a device's ifindex.
+    """
+    return bpf(Command.LINK_CREATE, _attr("=4I", prog_fd, target, attach_type, 0))
 
 
 def link_update(link_fd: int, prog_fd: int) -> None:
@@ -199,10 +237,13 @@ def link_detach(link_fd: int) -> None:
     bpf(Command.LINK_DETACH, _attr("=I", link_fd))
 
 
-def prog_query(cgroup_fd: int, attach_type: AttachType) -> tuple[int, ...]:
-    """List the ids of the programs attached to this very cgroup at a hook (at most 64)."""
+def prog_query(target: int, attach_type: AttachType | Direction) -> tuple[int, ...]:
+    """List the ids of the programs attached to this very cgroup (a descriptor) or device (an ifindex); at most 64.
+
+    The kernel answers in all of the structure, however much of it was given: nothing of it may be left out.
+    """
     ids = ctypes.create_string_buffer(64 * 4)
-    attr = _attr("=4IQII", cgroup_fd, attach_type, 0, 0, _pointer(ids), 64, 0)
+    attr = _attr("=4IQII4Q", target, attach_type, 0, 0, _pointer(ids), 64, 0, 0, 0, 0, 0)
     bpf(Command.PROG_QUERY, attr)
     (count,) = struct.unpack_from("=I", attr.raw, 24)
     return struct.unpack_from(f"={count}I", ids.raw)

@@ -2,8 +2,9 @@
 
     <bpffs>/ebproxy/
         links/<hook>                            what the kernel runs, across agents and layouts
+        links/tcx/<ifindex>_<direction>         the same, on devices
         <layout>/<map>                          the maps of one layout (abi.layout_id)
-        <layout>/programs_<digest>/<hook>       the programs over those maps
+        <layout>/programs_<digest>/<program>    the programs over those maps
 
 An agent whose layout is the one in use adopts everything. One with another layout fills maps of its own first, then
 turns the links to programs over them, then removes the old: connections see one or the other, never neither.
@@ -14,13 +15,24 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.core.abi import MapSizes, layout_id, map_specs
+from agent.core.network import (
+    DevicePatterns,
+    Network,
+    PodDetection,
+    address_entries,
+    device_entries,
+    range_entries,
+)
 from agent.errors import DataplaneError
-from agent.kernel import attach, bpf, bpffs, programs, selftest
+from agent.kernel import attach, bpf, bpffs, programs, selftest, tc
 from agent.kernel.maps import MapStore
+from agent.kernel.node_maps import NodeMaps
+from agent.kernel.packet_path import PacketPath, wanted_programs
+from agent.kernel.programs import BIND_HOOKS, PacketProgram, ProgramOptions
 
 NAME = "ebproxy"
 LINKS = "links"
@@ -28,13 +40,20 @@ LINKS = "links"
 
 @dataclass(frozen=True, slots=True)
 class DataplaneOptions:
-    """Where and how. ``cgroup`` is the node's cgroup root; None = no socket hooks."""
+    """Where and how.
+
+    ``cgroup`` is the node's cgroup root; None = no socket hooks at all. ``socket_lb``: whether they translate, or only
+    keep the ports of NodePorts. ``clsact``: attach to devices by filters also where the kernel has links for it.
+    """
 
     bpffs: Path
     cgroup: Path | None
     sizes: MapSizes
-    remember_peer: bool = True
-    host_netns: int | None = None
+    programs: ProgramOptions = field(default_factory=ProgramOptions)
+    socket_lb: bool = True
+    patterns: DevicePatterns = field(default_factory=DevicePatterns)
+    pods: PodDetection = field(default_factory=PodDetection)
+    clsact: bool = False
 
 
 class Dataplane:
@@ -55,53 +74,120 @@ class Dataplane:
         self.directory = self.root / self.layout
         self.store = MapStore.open(self.directory, specs, former=tuple(layouts(self.root)))
         self.is_active = False
-        self.programs = programs.open_or_load(self.directory, self.store, specs, self._program_options())
+        self.programs = programs.open_or_load(self.directory, self.store, specs, options.programs)
+        self._network: Network | None = None
+        self._pod_cidrs: tuple[str, ...] | None = None
+        self._node_maps = NodeMaps(self.store)
+        self._map_faults: list[str] = []
+        self.packet_path = PacketPath(self._attachment(), self.programs.packets)
 
-    def _program_options(self) -> programs.ProgramOptions:
-        return programs.ProgramOptions(
-            self.options.sizes.socket_origins, self.options.remember_peer, self.options.host_netns
-        )
+    def _attachment(self) -> tc.Attachment:
+        if not self.options.clsact and tc.has_tcx(self.programs.packets[PacketProgram.INGRESS]):
+            return tc.Tcx(self.root / LINKS)
+        return tc.Clsact()
 
     @property
     def is_migrating(self) -> bool:
         """Whether the hooks run programs over another layout's maps: fill ours before ``activate``."""
         frontends = self.store.maps["frontends"].info.id
-        attached = attach.attached_programs(self.root / LINKS)
-        return any(frontends not in program.map_ids for hook, program in attached.items() if hook.startswith("connect"))
+        former = attached_maps(self.root)
+        return bool(former) and frontends not in former
+
+    def follow(self, network: Network, pod_cidrs: tuple[str, ...] | None) -> None:
+        """Take in the node's network, and its Node's podCIDRs (None = not known yet: what a former agent said stays).
+
+        Addresses first, then programs: none runs on a device of which it does not know where it is. Before ``activate``
+        only the maps are written. Raises nothing: what went wrong is in ``faults``.
+        """
+        self._network, self._pod_cidrs = network, pod_cidrs
+        self._write_node(network)
+        if self.is_active:
+            self.packet_path.follow(wanted_programs(network.devices, self.options.patterns))
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What of addresses and devices could not be brought about, for the operator; it is tried again."""
+        devices = self._network.devices if self._network else ()
+        names = {device.ifindex: device.name for device in devices}
+        attaching = (
+            f"device {names.get(hook.device, hook.device)}, {hook.direction.name.lower()}: {fault}"
+            for hook, fault in self.packet_path.faults.items()
+        )
+        return (*self._map_faults, *attaching)
+
+    def _write_node(self, network: Network) -> int:
+        maps = {
+            "node_addresses": address_entries(network),
+            "devices": device_entries(network, self.options.pods),
+        }
+        pods = self.options.pods
+        if not pods.needs_node:
+            maps["pod_ranges"] = range_entries(pods.ranges)
+        elif self._pod_cidrs is not None:
+            maps["pod_ranges"] = range_entries(self._pod_cidrs)
+        changed = 0
+        self._map_faults.clear()
+        for name, entries in maps.items():
+            try:
+                changed += self._node_maps.write(name, entries)
+            except DataplaneError as error:
+                self._map_faults.append(str(error))
+        return changed
+
+    def _check_node(self) -> int:
+        """Compare the kernel with what is wanted of devices and addresses, and heal it; returns what differed."""
+        if self._network is None:
+            return 0
+        self._node_maps.forget()
+        changed = self._write_node(self._network)
+        return changed + self.packet_path.check(wanted_programs(self._network.devices, self.options.patterns))
 
     def activate(self) -> int:
         """Turn every hook to our programs, prove that they fire, remove what is no longer in use.
 
         Returns how many hooks changed. Raises: DataplaneError.
         """
-        if self.options.cgroup is None:
-            changed = attach.detach(self.root / LINKS)
-        else:
-            changed = attach.attach(self.root / LINKS, self.options.cgroup, self.programs)
+        hooks = self._socket_programs()
+        changed = self._check_node()
+        if self.options.cgroup is not None:
+            changed += attach.attach(self.root / LINKS, self.options.cgroup, hooks)
+        changed += attach.detach(self.root / LINKS, but=hooks)
+        if self.options.cgroup is not None and self.options.socket_lb:
             selftest.prove_hook_fires(self.store, self.options.cgroup)
         self._remove_former()
         self.is_active = True
         return changed
 
-    def reattach(self) -> int:
-        """Attach again what somebody detached; returns how many hooks that were. Raises: DataplaneError."""
+    def _socket_programs(self) -> dict[bpf.AttachType, int]:
+        """Choose the programs of the socket hooks that are to run."""
         if self.options.cgroup is None:
-            return 0
-        return attach.attach(self.root / LINKS, self.options.cgroup, self.programs)
+            return {}
+        every = self.programs.sockets
+        return every if self.options.socket_lb else {hook: every[hook] for hook in BIND_HOOKS}
+
+    def reattach(self) -> int:
+        """Bring back what somebody detached or wrote; returns how many hooks and entries. Raises: DataplaneError."""
+        changed = 0
+        if self.options.cgroup is not None:
+            changed += attach.attach(self.root / LINKS, self.options.cgroup, self._socket_programs())
+        return changed + self._check_node()
 
     def _remove_former(self) -> None:
         for directory in layouts(self.root):
             if directory != self.directory:
                 shutil.rmtree(directory)
         for pins in self.directory.glob("programs_*"):
-            if pins != programs.pins_of(self.directory, self._program_options()):
+            if pins != programs.pins_of(self.directory, self.options.programs):
                 shutil.rmtree(pins)
+        other: tc.Attachment = tc.Clsact()
+        if isinstance(self.packet_path.attachment, tc.Clsact):
+            other = tc.Tcx(self.root / LINKS)
+        tc.detach_all(other)
 
     def close(self) -> None:
         """Close descriptors; the kernel keeps forwarding by what is pinned."""
         self.store.close()
-        for fd in self.programs.values():
-            os.close(fd)
+        self.programs.close()
         os.close(self._lock)
 
 
@@ -112,12 +198,18 @@ def layouts(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and path.name != LINKS)
 
 
+def attached_maps(root: Path) -> frozenset[int]:
+    """Read the ids of the maps that attached programs use, on sockets and on devices."""
+    hooks = attach.attached_programs(root / LINKS)
+    packets = attach.programs_by_id(root, (*tc.Tcx(root / LINKS).attached().values(), *tc.Clsact().attached().values()))
+    return frozenset(ident for program in (*hooks.values(), *packets) for ident in program.map_ids)
+
+
 def active_layout(bpffs_directory: Path) -> Path | None:
     """Find the layout that the hooks use, or else the only one there is; None = there is none."""
     root = bpffs_directory / NAME
     found = layouts(root)
-    attached = attach.attached_programs(root / LINKS)
-    used = {ident for program in attached.values() for ident in program.map_ids}
+    used = attached_maps(root)
     for directory in found:
         # A layout that was cut short while it was made has no maps yet.
         with contextlib.suppress(FileNotFoundError), attach.closing(bpf.obj_get(directory / "frontends")) as fd:
@@ -136,7 +228,9 @@ def remove(bpffs_directory: Path) -> list[str]:
     try:
         if root.is_dir():
             with attach.closing(bpffs.lock(root)):
-                said.append(f"detached {attach.detach(root / LINKS)} programs")
+                detached = attach.detach(root / LINKS)
+                detached += tc.detach_all(tc.Tcx(root / LINKS)) + tc.detach_all(tc.Clsact())
+                said.append(f"detached {detached} programs")
                 said += [f"removed layout {directory.name}" for directory in layouts(root)]
                 shutil.rmtree(root)
         if bpffs_directory.is_dir() and bpffs.unmount_if_ours(bpffs_directory):

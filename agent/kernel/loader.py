@@ -129,9 +129,10 @@ def _report(module: Any, name: str) -> tuple[StructReport, StructReport]:
     from bcc import lib  # noqa: PLC0415
 
     table = module[name]
+    leaf = getattr(table, "sLeaf", table.Leaf)  # of a per-CPU map, Leaf is the values of all CPUs
     return (
         _struct_report(table.Key, lib.bpf_table_key_size(module.module, name.encode())),
-        _struct_report(table.Leaf, lib.bpf_table_leaf_size(module.module, name.encode())),
+        _struct_report(leaf, lib.bpf_table_leaf_size(module.module, name.encode())),
     )
 
 

@@ -30,6 +30,7 @@ _TYPES = {
     MapKind.ARRAY: (bpf.MapType.ARRAY, 0),
     MapKind.PERCPU_ARRAY: (bpf.MapType.PERCPU_ARRAY, 0),
     MapKind.LRU_HASH: (bpf.MapType.LRU_HASH, 0),
+    MapKind.LPM_TRIE: (bpf.MapType.LPM_TRIE, bpf.NO_PREALLOC),
 }
 
 

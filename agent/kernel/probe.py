@@ -29,6 +29,7 @@ _MAPS = {
     "lru_hash": (MapType.LRU_HASH, 4, 0),
     "array": (MapType.ARRAY, 4, 0),
     "percpu_array": (MapType.PERCPU_ARRAY, 4, 0),
+    "lpm_trie": (MapType.LPM_TRIE, 8, bpf.NO_PREALLOC),
 }
 # What a helper is called with (None = its context), where it is used.
 _CALLS: dict[str, tuple[AttachType, int | None]] = {
@@ -90,7 +91,7 @@ def prog_load(kind: int, attach_type: AttachType, instructions: bytes, name: str
 
 def load_passing(attach_type: AttachType, name: str = "ebproxy_probe") -> int:
     """Load a program for a hook that lets everything pass; returns its descriptor. Raises OSError."""
-    return prog_load(_kind(attach_type), attach_type, passing(), name)
+    return prog_load(bpf.prog_type(attach_type), attach_type, passing(), name)
 
 
 def _map_types() -> Iterator[Feature]:
@@ -103,7 +104,7 @@ def _programs() -> Iterator[Feature]:
         yield _tried(f"hook:{hook.name.lower()}", partial(load_passing, hook))
     for helper, (hook, argument) in _CALLS.items():
         code = calling(_HELPERS[helper], argument)
-        yield _tried(f"helper:{helper}", partial(prog_load, _kind(hook), hook, code, "ebproxy_probe"))
+        yield _tried(f"helper:{helper}", partial(prog_load, bpf.prog_type(hook), hook, code, "ebproxy_probe"))
 
 
 def _links() -> Iterator[Feature]:
@@ -134,8 +135,3 @@ def _known(name: str, ask: Callable[[], object]) -> Feature:
     except OSError as error:
         return Feature(name, 0 if error.errno == errno.EBADF else error.errno or errno.EIO)
     return Feature(name)
-
-
-def _kind(attach_type: AttachType) -> int:
-    is_release = attach_type == AttachType.SOCK_RELEASE
-    return bpf.PROG_TYPE_CGROUP_SOCK if is_release else bpf.PROG_TYPE_CGROUP_SOCK_ADDR

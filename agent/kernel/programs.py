@@ -1,17 +1,21 @@
 """The programs of a layout: open those that are pinned, or have the loader compile and pin them.
 
-Programs are pinned at ``<bpffs>/ebproxy/<layout>/programs_<digest>/<hook>``, where the digest is of everything that
+Programs are pinned at ``<bpffs>/ebproxy/<layout>/programs_<digest>/<program>``, where the digest is of everything that
 goes into them. An agent that starts again with the same sources finds them there and compiles nothing.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -25,7 +29,10 @@ from agent.kernel.maps import MapStore
 
 BPF_SOURCES = Path(agent.__file__).resolve().parent.parent / "bpf"
 COMPILE_LIMIT_S = 60
+_SO_NETNS_COOKIE = 71
 
+# What keeps a NodePort's port free, whoever translates.
+BIND_HOOKS = (bpf.AttachType.POST_BIND4, bpf.AttachType.POST_BIND6)
 # The way back is attached before the way there, so that no socket is translated whose peer cannot be recalled.
 SOCKET_HOOKS = (
     bpf.AttachType.SOCK_RELEASE,
@@ -37,43 +44,88 @@ SOCKET_HOOKS = (
     bpf.AttachType.SENDMSG6,
     bpf.AttachType.CONNECT4,
     bpf.AttachType.CONNECT6,
+    *BIND_HOOKS,
 )
+
+
+class PacketProgram(enum.StrEnum):
+    """The programs of the packet path, as they are called in ``bpf/tc.c``."""
+
+    INGRESS = "tc_ingress"
+    EGRESS = "tc_egress"
+    LOOPBACK = "tc_loopback"
+
+
+def netns_cookie() -> int:
+    """Read the cookie of this thread's network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramOptions:
     """What is decided when the programs are compiled.
 
-    ``host_netns``: translate only in the network namespace of this cookie; None = in all.
+    ``host_netns``: the cookie of the node's own network namespace; ``host_only``: translate the sockets of no other.
+    ``source_ports``: first and last of what masqueraded flows get. Timeouts are of tracked flows.
     """
 
-    socket_origin_slots: int
     remember_peer: bool = True
-    host_netns: int | None = None
+    host_only: bool = False
+    host_netns: int = field(default_factory=netns_cookie)
+    source_ports: tuple[int, int] = (10_000, 29_999)
+    tcp_established_s: int = 86_400
+    tcp_close_wait_s: int = 3_600
+    udp_s: int = 30
+    udp_stream_s: int = 120
 
     def defines(self) -> dict[str, str]:
         """As preprocessor definitions."""
-        defines = {"SOCKET_ORIGIN_SLOTS": str(self.socket_origin_slots)}
-        if self.remember_peer:
-            defines["REMEMBER_PEER"] = "1"
-        if self.host_netns is not None:
-            defines["HOST_NETNS_COOKIE"] = f"{self.host_netns}ULL"
-        return defines
+        first, last = self.source_ports
+        numbers = {
+            "SOURCE_NAT_FIRST": first,
+            "SOURCE_NAT_LAST": last,
+            "TCP_ESTABLISHED_S": self.tcp_established_s,
+            "TCP_CLOSE_WAIT_S": self.tcp_close_wait_s,
+            "UDP_S": self.udp_s,
+            "UDP_STREAM_S": self.udp_stream_s,
+        }
+        switches = {"REMEMBER_PEER": self.remember_peer, "HOST_ONLY": self.host_only}
+        return {
+            "HOST_NETNS_COOKIE": f"{self.host_netns}ULL",
+            **{name: str(number) for name, number in numbers.items()},
+            **{name: "1" for name, is_on in switches.items() if is_on},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Descriptors of the programs: of each socket hook, and of the packet path."""
+
+    sockets: dict[bpf.AttachType, int]
+    packets: dict[PacketProgram, int]
+
+    def close(self) -> None:
+        """Close them; pins and links keep the programs."""
+        for fd in self.descriptors():
+            os.close(fd)
+
+    def descriptors(self) -> Iterator[int]:
+        """List them all."""
+        yield from self.sockets.values()
+        yield from self.packets.values()
 
 
 def pins_of(directory: Path, options: ProgramOptions) -> Path:
     """Where a layout's programs are pinned: named after all that goes into them, sources, header tree and options."""
-    source = BPF_SOURCES / "sock.c"
     state = hashlib.sha256(repr(sorted(options.defines().items())).encode())
-    for path in [source, *sorted(source.parent.rglob("*.h"))]:
-        state.update(path.relative_to(source.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted((*BPF_SOURCES.glob("*.c"), *BPF_SOURCES.rglob("*.h"))):
+        state.update(path.relative_to(BPF_SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
     return directory / f"programs_{state.hexdigest()[:12]}"
 
 
-def open_or_load(
-    directory: Path, store: MapStore, specs: tuple[MapSpec, ...], options: ProgramOptions
-) -> dict[bpf.AttachType, int]:
-    """Give a descriptor for the program of each socket hook. Raises: LoaderError."""
+def open_or_load(directory: Path, store: MapStore, specs: tuple[MapSpec, ...], options: ProgramOptions) -> Programs:
+    """Give the programs of every hook. Raises: LoaderError."""
     pins = pins_of(directory, options)
     programs = _open(pins, store)
     if programs:
@@ -86,20 +138,21 @@ def open_or_load(
     return programs
 
 
-def _open(pins: Path, store: MapStore) -> dict[bpf.AttachType, int] | None:
+def _open(pins: Path, store: MapStore) -> Programs | None:
     """Open pinned programs; None unless all are there and use this store's maps, not predecessors of the same name."""
     ours = {opened.info.id for opened in store.maps.values()}
-    programs: dict[bpf.AttachType, int] = {}
+    programs = Programs({}, {})
     try:
         for hook in SOCKET_HOOKS:
-            programs[hook] = bpf.obj_get(pins / hook.name.lower())
-        usable = all(ours.issuperset(bpf.prog_info(fd).map_ids) for fd in programs.values())
+            programs.sockets[hook] = bpf.obj_get(pins / hook.name.lower())
+        for name in PacketProgram:
+            programs.packets[name] = bpf.obj_get(pins / name)
+        usable = all(ours.issuperset(bpf.prog_info(fd).map_ids) for fd in programs.descriptors())
     except OSError:
         usable = False
     if usable:
         return programs
-    for fd in programs.values():
-        os.close(fd)
+    programs.close()
     return None
 
 
@@ -109,26 +162,31 @@ def _load(pins: Path, directory: Path, specs: tuple[MapSpec, ...], options: Prog
     for stale in filter(Path.exists, (fresh, pins)):
         shutil.rmtree(stale)
     fresh.mkdir()
-    request = Request(
-        source=str(BPF_SOURCES / "sock.c"),
-        defines=options.defines(),
-        maps={spec.name: str(directory / spec.name) for spec in specs},
-        programs=tuple(
-            Program(hook.name.lower(), _program_type(hook), hook.value, str(fresh / hook.name.lower()))
-            for hook in SOCKET_HOOKS
-        ),
-    )
     try:
-        _check_layouts(run_loader(request), specs)
+        with ThreadPoolExecutor() as pool:  # a child for each source, side by side: compiling is what takes the time
+            for report in pool.map(run_loader, requests(fresh, directory, specs, options)):
+                _check_layouts(report, specs)
         fresh.rename(pins)
     except LoaderError:
         shutil.rmtree(fresh)
         raise
 
 
-def _program_type(hook: bpf.AttachType) -> int:
-    is_release = hook is bpf.AttachType.SOCK_RELEASE
-    return bpf.PROG_TYPE_CGROUP_SOCK if is_release else bpf.PROG_TYPE_CGROUP_SOCK_ADDR
+def requests(
+    pins: Path, directory: Path, specs: tuple[MapSpec, ...], options: ProgramOptions
+) -> tuple[Request, Request]:
+    """Write what the loader is asked for: one request for each source."""
+    sockets = {hook.name.lower(): (bpf.prog_type(hook), hook.value) for hook in SOCKET_HOOKS}
+    packets = {name.value: (bpf.PROG_TYPE_SCHED_CLS, 0) for name in PacketProgram}
+    slots = next(spec.max_entries for spec in specs if spec.name == "socket_origins")
+    defines = {"SOCKET_ORIGIN_SLOTS": str(slots), **options.defines()}
+    maps = {spec.name: str(directory / spec.name) for spec in specs}
+
+    def request(source: str, programs: dict[str, tuple[int, int]]) -> Request:
+        wanted = tuple(Program(name, *types, str(pins / name)) for name, types in programs.items())
+        return Request(str(BPF_SOURCES / source), defines, maps, wanted)
+
+    return request("sock.c", sockets), request("tc.c", packets)
 
 
 def run_loader(request: Request) -> Report:

@@ -117,7 +117,7 @@ def other_programs(cgroup: Path, links: Path) -> list[Program]:
     fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
     with closing(fd):
         attached = [(hook, ident) for hook in AttachType for ident in bpf.prog_query(fd, hook)]
-    ours = {_linked_program(pin) for pin in links.glob("*")} if attached else set()
+    ours = {_linked_program(pin) for pin in links.glob("*") if pin.is_file()} if attached else set()
     return [Program(hook, ident, _name(ident)) for hook, ident in attached if ident not in ours]
 
 

@@ -17,6 +17,8 @@ class Facts(msgspec.Struct, frozen=True):
     socket_lb: str = "all"
     cluster_cidrs: tuple[str, ...] = ()
     cgroup: str = ""
+    loopback: tuple[str, ...] = ()
+    """Settings of lo that were changed, for `ebproxy cleanup` to undo."""
 
 
 def write_facts(state_dir: Path, facts: Facts) -> None:

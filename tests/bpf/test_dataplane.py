@@ -15,7 +15,7 @@ from agent.core.plan import Plan
 from agent.errors import DataplaneError
 from agent.kernel import attach, bpf, dataplane
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
-from agent.kernel.programs import SOCKET_HOOKS
+from agent.kernel.programs import BIND_HOOKS, SOCKET_HOOKS, ProgramOptions
 from tests.bpf.conftest import SIZES
 from tests.builders import frontend
 from tests.lab.polling import until
@@ -56,7 +56,7 @@ def attached(cgroup: Path) -> dict[bpf.AttachType, tuple[int, ...]]:
 
 
 def ids(plane: Dataplane) -> dict[bpf.AttachType, tuple[int, ...]]:
-    return {hook: (bpf.prog_info(fd).id,) for hook, fd in plane.programs.items()}
+    return {hook: (bpf.prog_info(fd).id,) for hook, fd in plane.programs.sockets.items()}
 
 
 def link_ids(plane: Dataplane) -> dict[str, int]:
@@ -111,7 +111,7 @@ def test_other_programs_take_the_links_over_and_the_former_go(opened, cgroup):
     first = opened()
     first.activate()
     links, former = link_ids(first), ids(first)
-    second = opened(remember_peer=False)
+    second = opened(programs=ProgramOptions(remember_peer=False))
     assert not second.is_migrating, "the same maps: nothing to fill first"
 
     assert second.activate() == len(SOCKET_HOOKS)

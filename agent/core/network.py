@@ -1,0 +1,206 @@
+"""The node's network: devices and addresses as netlink tells them, and what the dataplane makes of them.
+
+Addresses have 16 bytes (IPv4 as ``::ffff:a.b.c.d``).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntFlag
+from functools import cached_property
+from typing import NamedTuple
+
+from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, U32
+from agent.core.addresses import IPV4_PREFIX, parse_address
+from agent.core.records import ADDRESS_SIZE
+
+# Source: include/uapi/linux/if_arp.h, include/uapi/linux/rtnetlink.h.
+ETHERNET = 1
+LOOPBACK = 772
+_SCOPE_LINK = 253
+_V4_BITS = 96
+_NODE = 0
+"""The key of ``devices`` that stands for the node itself."""
+
+
+class AddressFlag(IntFlag):
+    """What the kernel says of an address. Source: include/uapi/linux/if_addr.h."""
+
+    SECONDARY = 0x01
+    """Over IPv6: a temporary (privacy) address."""
+    DAD_FAILED = 0x08
+    DEPRECATED = 0x20
+    TENTATIVE = 0x40
+
+
+class Device(NamedTuple):
+    """A device, with the ``kind`` of a virtual one (``veth``, ``bridge``), and its ARPHRD type, ``hardware``.
+
+    ``master`` is the ifindex of what it is a port of.
+    """
+
+    ifindex: int
+    name: str
+    kind: str = ""
+    hardware: int = ETHERNET
+    master: int = 0
+    master_kind: str = ""
+
+
+class LocalAddress(NamedTuple):
+    """An address of a device; ``prefix_bits`` of 128, ``scope`` as the kernel's RT_SCOPE, the wider the smaller."""
+
+    address: bytes
+    device: int
+    prefix_bits: int
+    scope: int = 0
+    flags: int = 0
+
+    @property
+    def is_ipv4(self) -> bool:
+        """Which family it is of."""
+        return self.address.startswith(IPV4_PREFIX)
+
+    @property
+    def is_link_local(self) -> bool:
+        """Whether it means nothing beyond its link, whatever its scope says. Source: RFC 3927, RFC 4291."""
+        if self.is_ipv4:
+            return self.address[12:14] == b"\xa9\xfe"
+        return self.address[0] == 0xFE and self.address[1] & 0xC0 == 0x80
+
+
+@dataclass(frozen=True)
+class Network:
+    """Devices and addresses in the kernel's order, and the addresses that the default routes leave from."""
+
+    devices: tuple[Device, ...] = ()
+    addresses: tuple[LocalAddress, ...] = ()
+    sources: frozenset[bytes] = frozenset()
+
+    @cached_property
+    def local(self) -> frozenset[bytes]:
+        """Every address that reaches this node; of IPv6, none that only means something together with a device."""
+        return frozenset(
+            found.address
+            for found in self.addresses
+            if not found.flags & AddressFlag.DAD_FAILED and (found.is_ipv4 or not found.is_link_local)
+        )
+
+    def masquerade_addresses(self) -> dict[int, tuple[bytes, bytes]]:
+        """Choose what packets leave a device with, for each family (zero = none); ifindex 0 stands for the node."""
+        best: dict[tuple[int, bool], LocalAddress] = {}
+        loops = {device.ifindex for device in self.devices if device.hardware == LOOPBACK}
+        usable = sorted(filter(_is_usable, self.addresses), key=_reluctance)
+        for found in usable:
+            best.setdefault((found.device, found.is_ipv4), found)
+        # What the default routes leave from; else an address of a device that leads somewhere; else any.
+        for found in sorted(usable, key=lambda it: (it.address not in self.sources, it.device in loops)):
+            best.setdefault((_NODE, found.is_ipv4), found)
+        none = LocalAddress(bytes(ADDRESS_SIZE), _NODE, 0)
+        return {
+            ifindex: (best.get((ifindex, True), none).address, best.get((ifindex, False), none).address)
+            for ifindex in dict.fromkeys(ifindex for ifindex, _ in best)
+        }
+
+
+def _is_usable(found: LocalAddress) -> bool:
+    return (
+        found.scope < _SCOPE_LINK
+        and not found.is_link_local
+        and not found.flags & (AddressFlag.TENTATIVE | AddressFlag.DAD_FAILED)
+    )
+
+
+def _reluctance(found: LocalAddress) -> tuple[bool, int, bool]:
+    return bool(found.flags & AddressFlag.DEPRECATED), found.scope, bool(found.flags & AddressFlag.SECONDARY)
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePatterns:
+    """Shell patterns of the names of devices that get programs; () = all that can. What is excluded wins."""
+
+    included: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+
+    def choose(self, devices: Iterable[Device]) -> Iterator[Device]:
+        """Choose the devices that packets enter or leave the node by.
+
+        A bridge and a bond stand for their ports: packets are seen at a bridge's ports, and at the bond itself.
+        """
+        for device in devices:
+            is_fit = device.hardware == ETHERNET and device.kind != "bridge" and device.master_kind not in _BONDS
+            is_asked_for = not self.included or _matches(device, self.included)
+            if is_fit and is_asked_for and not _matches(device, self.excluded):
+                yield device
+
+
+_BONDS = frozenset({"bond", "team"})
+
+
+def _matches(device: Device, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(device.name, pattern) for pattern in patterns)
+
+
+@dataclass(frozen=True, slots=True)
+class PodDetection:
+    """How packets of the cluster's pods are told: by the ``ranges`` they come from, or by the device they come in by.
+
+    With none of these, by the Node's own podCIDRs.
+    """
+
+    ranges: tuple[str, ...] = ()
+    bridge: str = ""
+    prefix: str = ""
+
+    @property
+    def needs_node(self) -> bool:
+        """Whether the Node's podCIDRs are what tells."""
+        return not (self.ranges or self.bridge or self.prefix)
+
+    def devices(self, devices: Iterable[Device]) -> frozenset[int]:
+        """Find the devices that nothing but pods is behind, by ifindex."""
+        bridges = {device.ifindex for device in devices if self.bridge and device.name == self.bridge}
+        return frozenset(
+            device.ifindex
+            for device in devices
+            if device.ifindex in bridges
+            or device.master in bridges
+            or (self.prefix and device.name.startswith(self.prefix))
+        )
+
+
+Entries = Mapping[bytes, bytes]
+
+
+def address_entries(network: Network) -> Entries:
+    """Write the map ``node_addresses``."""
+    return dict.fromkeys(network.local, _number(1))
+
+
+def device_entries(network: Network, pods: PodDetection) -> Entries:
+    """Write the map ``devices``: what there is something to say of."""
+    addresses = network.masquerade_addresses()
+    pod_devices = pods.devices(network.devices)
+    none = (bytes(ADDRESS_SIZE), bytes(ADDRESS_SIZE))
+    return {
+        _number(ifindex): DEVICE.packer.pack(*addresses.get(ifindex, none), DEVICE_PODS * (ifindex in pod_devices))
+        for ifindex in addresses.keys() | pod_devices
+    }
+
+
+def range_entries(ranges: Iterable[str]) -> Entries:
+    """Write the map ``pod_ranges``."""
+    entries = {}
+    for text in ranges:
+        network = ipaddress.ip_network(text, strict=False)
+        bits = network.prefixlen + (_V4_BITS if network.version == 4 else 0)
+        entries[ADDRESS_RANGE.packer.pack(bits, parse_address(str(network.network_address)))] = _number(1)
+    return entries
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(U32.size, sys.byteorder)

@@ -1,0 +1,74 @@
+"""The packet path's programs on the devices that are to have them.
+
+Devices come and go at any moment, so that none is a reason to fail for the others: what could not be attached is kept
+with its reason, and tried again whenever the kernel is compared with what is wanted.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+from agent.core.network import LOOPBACK, Device, DevicePatterns
+from agent.kernel import bpf
+from agent.kernel.bpf import Direction
+from agent.kernel.programs import PacketProgram
+from agent.kernel.tc import Attachment, Hook
+
+_BOTH = ((Direction.INGRESS, PacketProgram.INGRESS), (Direction.EGRESS, PacketProgram.EGRESS))
+
+
+def wanted_programs(devices: Iterable[Device], patterns: DevicePatterns) -> dict[Hook, PacketProgram]:
+    """Say which hook is to run which program."""
+    known = tuple(devices)
+    wanted = {
+        Hook(device.ifindex, direction): program for device in patterns.choose(known) for direction, program in _BOTH
+    }
+    loops = (device for device in known if device.hardware == LOOPBACK)
+    return wanted | {Hook(device.ifindex, Direction.EGRESS): PacketProgram.LOOPBACK for device in loops}
+
+
+class PacketPath:
+    """What is attached, and what could not be: ``faults`` gives the reason by the device's ifindex and direction."""
+
+    def __init__(self, attachment: Attachment, programs: dict[PacketProgram, int]) -> None:
+        self.attachment = attachment
+        self.faults: dict[Hook, str] = {}
+        self._programs = programs
+        self._ids = {name: bpf.prog_info(fd).id for name, fd in programs.items()}
+        self._attached: dict[Hook, int] | None = None
+
+    def follow(self, wanted: dict[Hook, PacketProgram]) -> int:
+        """Attach what is wanted and is not there, detach what is not wanted; returns how many hooks that changed."""
+        if self._attached is None:
+            self._attached = self.attachment.attached()
+        attached = self._attached
+        gone = sorted(attached.keys() - wanted.keys())
+        missing = [hook for hook, program in wanted.items() if attached.get(hook) != self._ids[program]]
+        self.faults.clear()
+        return sum(map(self._detach, gone)) + sum(self._attach(hook, wanted[hook], attached) for hook in missing)
+
+    def check(self, wanted: dict[Hook, PacketProgram]) -> int:
+        """Follow what the kernel says is attached, rather than what was done last."""
+        self._attached = None
+        return self.follow(wanted)
+
+    def _attach(self, hook: Hook, program: PacketProgram, attached: dict[Hook, int]) -> bool:
+        try:
+            self.attachment.attach(hook, self._programs[program])
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # else it has gone again, which netlink will tell
+                self.faults[hook] = str(error)
+            return False
+        attached[hook] = self._ids[program]
+        return True
+
+    def _detach(self, hook: Hook) -> bool:
+        assert self._attached is not None  # noqa: S101 - only what is attached is detached
+        try:
+            self.attachment.detach(hook)
+        except OSError as error:
+            self.faults[hook] = str(error)
+            return False
+        del self._attached[hook]
+        return True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from agent.core.addresses import family_of
@@ -24,8 +25,8 @@ from agent.kernel.sockets import StaleSockets
 PERIOD_S = 10.0
 """Between passes; no timeout is shorter."""
 _EMPTY_PERIOD_S = 30.0
-_BATCH = 2_048
-_CHUNK = 64
+_BATCH = 1_024
+_CHUNK = 32
 _TURN_S = 0.001
 _REST_FACTOR = 10
 """A pass that was asked for begins this many times the cost of the last one after it, at the earliest."""
@@ -42,20 +43,20 @@ class Undecided(NamedTuple):
 
 
 class _Pass:
-    """One walk over the map. ``flows`` are suspects of the slice in hand that were not decided yet."""
+    """One walk over the map. ``suspects``: keys of the slice in hand that were not decided yet."""
 
     def __init__(self, sweep: Sweep, batches: Iterator[tuple[bytes, bytes, int]]) -> None:
         self.sweep = sweep
         self.busy_s = 0.0
         self.entries = 0
-        self.flows: Iterator[Flow] = iter(())
+        self.suspects: Iterator[bytes] = iter(())
         self._batches = batches
 
     def advance(self) -> bool:
         """Take the next slice in hand; False = that was all."""
         for keys, values, count in self._batches:
             self.entries += count
-            self.flows = iter(self.sweep.suspects(keys, values, count))
+            self.suspects = iter(self.sweep.suspects(keys, values, count))
             return True
         return False
 
@@ -172,11 +173,10 @@ class FlowSweep:
         """Decide about a chunk of the slice in hand, and delete what is over; False = nothing was left of it."""
         doomed: dict[bytes, Tally[Family]] = {}
         has_more = False
-        for _, suspect in zip(range(_CHUNK), current.flows, strict=False):
+        for key in islice(current.suspects, _CHUNK):
             has_more = True
-            for flow in self._over(current.sweep, suspect.key):
-                tally = self.stale if current.sweep.is_stale(flow) else self.swept
-                doomed[flow.key] = tally
+            for flow in self._over(current.sweep, key):
+                doomed[flow.key] = self.stale if current.sweep.is_stale(flow) else self.swept
         if doomed:
             self._map.delete_present(list(doomed))
             for key, tally in doomed.items():

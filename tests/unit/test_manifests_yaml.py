@@ -17,7 +17,9 @@ import yaml
 
 from agent.cli.flags import add_flags, overrides_from
 from agent.config import load
+from agent.config_fields import Reading, read_fields
 from agent.core.records import Kind, ObjectKey
+from agent.kernel.sockets import _NAMED as NAMED_NAMESPACES
 from agent.sources.kube import resources
 from agent.sources.kube_events import Complaint, EventRecorder, event_body
 
@@ -206,6 +208,20 @@ def test_configuration_is_valid(path: Path) -> None:
     assert bool(config.api_server) == (path.parent.name != "base")
 
 
+def test_what_the_base_suggests_is_valid() -> None:
+    """Each suggestion taken, one at a time: some exclude others."""
+    text = (MANIFESTS / "base/config.yaml").read_text(encoding="utf-8")
+    suggested = re.findall(r"^# ([a-zA-Z]+: .+)$", text, re.MULTILINE)
+    alone = {yaml.safe_dump(yaml.safe_load(line)) for line in suggested if not line.startswith("detectLocal")}
+    together = yaml.safe_dump(yaml.safe_load("\n".join(suggested)))
+
+    assert len(suggested) > len(alone) > 10
+    for document in (*alone, together):
+        reading = Reading()
+        read_fields(yaml.safe_load(document), reading)
+        assert (reading.faults, reading.unused) == ([], [])
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl: nothing builds the kustomizations")
 class TestKustomize:
     @pytest.mark.parametrize("directory", KUSTOMIZATIONS, ids=name_of)
@@ -234,7 +250,20 @@ class TestKustomize:
 
         assert mounter["securityContext"]["privileged"] is True
         assert mounter["image"] == agent["image"] == "ebproxy:kind"
-        assert agent["securityContext"]["capabilities"]["add"] == CAPABILITIES
+
+    @pytest.mark.parametrize("name", ["cluster", "kind"])
+    def test_overlays_may_enter_the_namespaces_of_pods(self, name: str) -> None:
+        objects = {item["kind"]: item for item in rendered(MANIFESTS / "overlays" / name)}
+        spec = objects["DaemonSet"]["spec"]["template"]["spec"]
+        (agent,) = spec["containers"]
+        (mount,) = (mount for mount in agent["volumeMounts"] if mount["name"] == "netns")
+        (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "netns")
+
+        assert agent["securityContext"]["capabilities"]["add"] == [*CAPABILITIES, "SYS_ADMIN"]
+        assert agent["securityContext"]["privileged"] is False
+        assert volume["hostPath"]["path"] == mount["mountPath"] == str(NAMED_NAMESPACES)
+        assert mount["mountPropagation"] == "HostToContainer"
+        assert {key for key in spec if key.startswith("host")} == {"hostNetwork"}
 
     def test_monitoring_opens_the_metrics_port(self, tmp_path: Path) -> None:
         shutil.copytree(MANIFESTS, tmp_path / "manifests")
@@ -285,3 +314,4 @@ def test_kind_has_no_kube_proxy_and_both_families() -> None:
     assert (config["networking"]["kubeProxyMode"], config["networking"]["ipFamily"]) == ("none", "dual")
     assert [node["role"] for node in config["nodes"]] == ["control-plane", *["worker"] * 3]
     assert overlay.api_server == f"https://{config['name']}-control-plane:6443"
+    assert ",".join(map(str, overlay.cluster_cidrs)) == config["networking"]["podSubnet"]

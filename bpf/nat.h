@@ -12,27 +12,24 @@
 #define IPV6_HOP_LIMIT offsetof(struct ipv6_header, hop_limit)
 #define ICMP_CHECKSUM  offsetof(struct icmp_header, checksum)
 
-/* What changes of a packet's addresses; bpf_csum_diff() takes both at once, for either family. */
 struct pair {
 	struct address source;
 	struct address destination;
 };
 
+/* What other addresses add to a sum over them, in either family: IPv4's are held behind the same words. */
 static __always_inline u32 nat_difference(const struct pair *from, const struct pair *to)
 {
-	return bpf_csum_diff((void *)from, sizeof(*from), (void *)to, sizeof(*to), 0);
-}
+	u64 sum = 0;
+	int i;
 
-/* Write both addresses of an IP header, and IPv4's checksum. */
-static __always_inline int nat_write_addresses(struct __sk_buff *skb, u32 l3, bool is_ipv6,
-					       const struct pair *to, u32 difference)
-{
-	__be32 ipv4[2] = { to->source.word[3], to->destination.word[3] };
-
-	if (is_ipv6)
-		return bpf_skb_store_bytes(skb, l3 + IPV6_SOURCE, (void *)to, sizeof(*to), 0);
-	return bpf_l3_csum_replace(skb, l3 + IPV4_CHECKSUM, 0, difference, 0)
-		       ?: bpf_skb_store_bytes(skb, l3 + IPV4_SOURCE, ipv4, sizeof(ipv4), 0);
+#pragma unroll
+	for (i = 0; i < 4; i++) {
+		sum += (u64)to->source.word[i] + to->destination.word[i];
+		sum += (u64)(u32)~from->source.word[i] + (u32)~from->destination.word[i];
+	}
+	sum = (u32)sum + (sum >> 32);
+	return (u32)sum + (u32)(sum >> 32);
 }
 
 static __always_inline u32 nat_ports_word(__be16 source, __be16 destination)
@@ -44,31 +41,73 @@ static __always_inline u32 nat_ports_word(__be16 source, __be16 destination)
 	return word;
 }
 
-/* Update a transport header's checksum for other addresses and ports, and write the ports. */
-static __always_inline int nat_write_ports(struct __sk_buff *skb, const struct packet *packet,
-					   const struct flow *flow, u32 difference)
+/* Update a transport header's checksum for other addresses and ports. */
+static __always_inline int nat_checksum(struct __sk_buff *skb, const struct packet *packet, u32 from, u32 to,
+					u32 difference)
 {
-	u32 from = nat_ports_word(packet->tuple.source_port, packet->tuple.destination_port);
-	u32 to = nat_ports_word(flow->source_port, flow->destination_port);
 	u32 offset = packet->l4 + CSUM_OFFSET_TCP;
 	u32 flags = 0;
-	int failed;
 
-	if (packet->tuple.protocol == IPPROTO_SCTP) {
-		failed = from == to ? 0
-				    : csum_sctp_ports(skb, packet->l4, from ^ to, packet->end - packet->l4);
-	} else {
-		if (packet->tuple.protocol == IPPROTO_UDP) {
-			offset = packet->l4 + CSUM_OFFSET_UDP;
-			flags = BPF_F_MARK_MANGLED_0; /* zero says that there is none */
-		}
-		failed = bpf_l4_csum_replace(skb, offset, 0, difference, flags | BPF_F_PSEUDO_HDR);
-		if (!failed && from != to)
-			failed = bpf_l4_csum_replace(skb, offset, from, to, flags | sizeof(to));
+	if (packet->tuple.protocol == IPPROTO_SCTP)
+		return from == to ? 0 : csum_sctp_ports(skb, packet->l4, from ^ to, packet->end - packet->l4);
+	if (packet->tuple.protocol == IPPROTO_UDP) {
+		offset = packet->l4 + CSUM_OFFSET_UDP;
+		flags = BPF_F_MARK_MANGLED_0; /* zero says that there is none */
 	}
-	if (failed || from == to)
-		return failed;
-	return bpf_skb_store_bytes(skb, packet->l4, &to, sizeof(to), 0);
+	/* One call for each: of a checksum that is yet to be completed, only the addresses are in it. */
+	if (bpf_l4_csum_replace(skb, offset, 0, difference, flags | BPF_F_PSEUDO_HDR))
+		return -1;
+	return from == to ? 0 : bpf_l4_csum_replace(skb, offset, from, to, flags | sizeof(to));
+}
+
+/* Write the ports, where they stand if they are in reach. */
+static __always_inline int nat_write_ports(struct __sk_buff *skb, u32 l4, u32 ports)
+{
+	u32 *there;
+
+	if (l4 <= PARSE_REACH) {
+		there = (void *)(long)skb->data + l4;
+		if ((void *)(there + 1) <= (void *)(long)skb->data_end) {
+			*there = ports;
+			return 0;
+		}
+	}
+	return bpf_skb_store_bytes(skb, l4, &ports, sizeof(ports), 0);
+}
+
+/* Add a difference to an IPv4 header's checksum. */
+static __always_inline void nat_ipv4_checksum(struct ipv4_header *header, u64 difference)
+{
+	header->checksum = csum_fold((u16)~header->checksum + (difference & 0xffff) + (difference >> 16));
+}
+
+/**
+ * nat_write_addresses - Write both addresses of the packet's IP header, and IPv4's checksum.
+ * @difference: what they add to a sum over them
+ * @hops: how many hops to count down
+ */
+static __always_inline int nat_write_addresses(struct __sk_buff *skb, bool is_ipv6, const struct pair *to,
+					       u32 difference, u8 hops)
+{
+	void *header = (void *)(long)skb->data + ETH_SIZE, *end = (void *)(long)skb->data_end;
+	struct ipv4_header *v4 = header;
+	struct ipv6_header *v6 = header;
+
+	if (is_ipv6) {
+		if ((void *)(v6 + 1) > end)
+			return -1;
+		v6->source = to->source;
+		v6->destination = to->destination;
+		v6->hop_limit -= hops;
+		return 0;
+	}
+	if ((void *)(v4 + 1) > end)
+		return -1;
+	nat_ipv4_checksum(v4, (u64)difference + (u16)~bpf_htons(hops << 8));
+	v4->source = to->source.word[3];
+	v4->destination = to->destination.word[3];
+	v4->ttl -= hops;
+	return 0;
 }
 
 static __always_inline u16 nat_load16(struct __sk_buff *skb, u32 offset)
@@ -79,13 +118,26 @@ static __always_inline u16 nat_load16(struct __sk_buff *skb, u32 offset)
 	return value;
 }
 
+/* Write both addresses of an IP header that is quoted, and IPv4's checksum. */
+static __always_inline int nat_write_quoted(struct __sk_buff *skb, const struct packet *packet,
+					    struct pair *to, u32 difference)
+{
+	__be32 ipv4[2] = { to->source.word[3], to->destination.word[3] };
+	u32 l3 = packet->inner_l3;
+
+	if (packet->is_ipv6)
+		return bpf_skb_store_bytes(skb, l3 + IPV6_SOURCE, to, sizeof(*to), 0);
+	return bpf_l3_csum_replace(skb, l3 + IPV4_CHECKSUM, 0, difference, 0)
+		       ?: bpf_skb_store_bytes(skb, l3 + IPV4_SOURCE, ipv4, sizeof(ipv4), 0);
+}
+
 /*
  * Rewrite an ICMP error about a packet of the other way: its own addresses, and those and the ports of the packet that
  * it quotes. Whoever answers for the sender of the quoted packet is where the error seems to come from, as netfilter
  * has it: the hop that found fault may have an address that means nothing to the receiver.
  */
 static __always_inline int nat_icmp_error(struct __sk_buff *skb, const struct packet *packet,
-					  const struct flow *flow)
+					  const struct flow *flow, u8 hops)
 {
 	struct pair quoted_from = { packet->tuple.destination, packet->tuple.source };
 	struct pair quoted_to = { flow->destination, flow->source };
@@ -109,7 +161,7 @@ static __always_inline int nat_icmp_error(struct __sk_buff *skb, const struct pa
 		outer_from.destination = address_from_ipv4(ipv4[1]);
 	}
 	before = packet->is_ipv6 ? 0 : nat_load16(skb, inner_checksum);
-	if (nat_write_addresses(skb, packet->inner_l3, packet->is_ipv6, &quoted_to, quoted))
+	if (nat_write_quoted(skb, packet, &quoted_to, quoted))
 		return -1;
 	/* What is quoted is payload of ICMP: its addresses, its IPv4 checksum, its ports. */
 	if (bpf_l4_csum_replace(skb, checksum, 0, quoted, 0))
@@ -124,40 +176,34 @@ static __always_inline int nat_icmp_error(struct __sk_buff *skb, const struct pa
 	quoted = nat_difference(&outer_from, &outer_to);
 	if (pseudo && bpf_l4_csum_replace(skb, checksum, 0, quoted, pseudo))
 		return -1;
-	return nat_write_addresses(skb, ETH_SIZE, packet->is_ipv6, &outer_to, quoted);
+	return nat_write_addresses(skb, packet->is_ipv6, &outer_to, quoted, hops);
 }
 
 /**
  * nat_translate - Rewrite a packet.
  * @packet: what it is
  * @flow: what it becomes
+ * @hops: how many hops to count down, as a router does
  * Returns 0, or less than 0 when it may be half rewritten and must be dropped.
  */
 static __always_inline int nat_translate(struct __sk_buff *skb, const struct packet *packet,
-					 const struct flow *flow)
+					 const struct flow *flow, u8 hops)
 {
 	struct pair from = { packet->tuple.source, packet->tuple.destination };
 	struct pair to = { flow->source, flow->destination };
-	u32 difference;
+	u32 ports_from, ports_to, difference;
 
 	if (packet->kind == PACKET_ICMP_ERROR)
-		return nat_icmp_error(skb, packet, flow);
+		return nat_icmp_error(skb, packet, flow, hops);
 	difference = nat_difference(&from, &to);
-	if (packet->kind != PACKET_LATER_FRAGMENT && nat_write_ports(skb, packet, flow, difference))
-		return -1;
-	return nat_write_addresses(skb, ETH_SIZE, packet->is_ipv6, &to, difference);
-}
-
-/* Count a hop down, as a router does. */
-static __always_inline int nat_count_hop(struct __sk_buff *skb, const struct packet *packet)
-{
-	u8 ttl = packet->ttl - 1;
-
-	if (packet->is_ipv6)
-		return bpf_skb_store_bytes(skb, ETH_SIZE + IPV6_HOP_LIMIT, &ttl, sizeof(ttl), 0);
-	return bpf_l3_csum_replace(skb, ETH_SIZE + IPV4_CHECKSUM, bpf_htons(packet->ttl << 8),
-				   bpf_htons(ttl << 8), sizeof(u16))
-		       ?: bpf_skb_store_bytes(skb, ETH_SIZE + IPV4_TTL, &ttl, sizeof(ttl), 0);
+	if (packet->kind != PACKET_LATER_FRAGMENT) {
+		ports_from = nat_ports_word(packet->tuple.source_port, packet->tuple.destination_port);
+		ports_to = nat_ports_word(flow->source_port, flow->destination_port);
+		if (nat_checksum(skb, packet, ports_from, ports_to, difference) ||
+		    (ports_from != ports_to && nat_write_ports(skb, packet->l4, ports_to)))
+			return -1;
+	}
+	return nat_write_addresses(skb, packet->is_ipv6, &to, difference, hops);
 }
 
 #endif

@@ -28,11 +28,14 @@
 #define TCP_RST                0x04
 #define TCP_ACK                0x10
 
-/* Chunks of SCTP, and where the type of the first stands (RFC 9260). */
+/* Chunks of SCTP (RFC 9260). */
 #define SCTP_CHUNK             12
 #define SCTP_INIT              1
 #define SCTP_ABORT             6
 #define SCTP_SHUTDOWN_COMPLETE 14
+
+/* How far into a packet headers are read and written where they stand, rather than through calls. */
+#define PARSE_REACH            256
 
 /* Extension headers of one packet that are read; a packet with more is left to the stack. */
 #define IPV6_EXTENSIONS        6
@@ -91,29 +94,24 @@ struct icmp_header {
 	__be32 rest;
 };
 
-/* Read the IP header at an offset. Returns the offset of what follows it; 0 = not to be read. */
-static __always_inline u32 parse_ipv4(struct __sk_buff *skb, u32 l3, struct packet *packet)
+/* Read an IP header that stands at an offset. Returns the offset of what follows it; 0 = not to be read. */
+static __always_inline u32 parse_ipv4(const struct ipv4_header *header, u32 l3, struct packet *packet)
 {
-	struct ipv4_header header;
-	u16 fragment;
-	u32 size;
+	u32 size = (header->version_ihl & 0x0f) * 4;
+	u16 fragment = bpf_ntohs(header->fragment);
 
-	if (bpf_skb_load_bytes(skb, l3, &header, sizeof(header)))
+	if (header->version_ihl >> 4 != 4 || size < sizeof(*header))
 		return 0;
-	size = (header.version_ihl & 0x0f) * 4;
-	if (header.version_ihl >> 4 != 4 || size < sizeof(header))
-		return 0;
-	fragment = bpf_ntohs(header.fragment);
 	if (fragment & IPV4_FRAGMENT_OFFSET)
 		packet->kind = PACKET_LATER_FRAGMENT;
 	else if (fragment & IPV4_MORE_FRAGMENTS)
 		packet->kind = PACKET_FIRST_FRAGMENT;
-	packet->fragment_id = header.id;
-	packet->ttl = header.ttl;
-	packet->end = l3 + bpf_ntohs(header.total_length);
-	packet->tuple.protocol = header.protocol;
-	packet->tuple.source = address_from_ipv4(header.source);
-	packet->tuple.destination = address_from_ipv4(header.destination);
+	packet->fragment_id = header->id;
+	packet->ttl = header->ttl;
+	packet->end = l3 + bpf_ntohs(header->total_length);
+	packet->tuple.protocol = header->protocol;
+	packet->tuple.source = address_from_ipv4(header->source);
+	packet->tuple.destination = address_from_ipv4(header->destination);
 	return l3 + size;
 }
 
@@ -123,24 +121,13 @@ static __always_inline bool parse_is_extension(u8 header)
 	       header == IPPROTO_FRAGMENT;
 }
 
-static __always_inline u32 parse_ipv6(struct __sk_buff *skb, u32 l3, struct packet *packet)
+/* Go past the extension headers of IPv6. Returns the offset of what follows them; 0 = not to be read. */
+static __always_inline u32 parse_extensions(struct __sk_buff *skb, u32 offset, u8 next, struct packet *packet)
 {
 	struct ipv6_extension extension;
-	struct ipv6_header header;
-	u32 offset = l3 + sizeof(header);
 	u16 fragment;
-	u8 next;
 	int i;
 
-	if (bpf_skb_load_bytes(skb, l3, &header, sizeof(header)))
-		return 0;
-	if ((bpf_ntohl(header.version_class_label) >> 28) != 6)
-		return 0;
-	packet->ttl = header.hop_limit;
-	packet->end = header.payload_length ? offset + bpf_ntohs(header.payload_length) : skb->len;
-	packet->tuple.source = header.source;
-	packet->tuple.destination = header.destination;
-	next = header.next_header;
 	for (i = 0; i < IPV6_EXTENSIONS && parse_is_extension(next); i++) {
 		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 			return 0;
@@ -163,6 +150,22 @@ static __always_inline u32 parse_ipv6(struct __sk_buff *skb, u32 l3, struct pack
 	return offset;
 }
 
+static __always_inline u32 parse_ipv6(struct __sk_buff *skb, const struct ipv6_header *header, u32 l3,
+				      struct packet *packet)
+{
+	u32 offset = l3 + sizeof(*header);
+	u8 next = header->next_header;
+
+	if ((bpf_ntohl(header->version_class_label) >> 28) != 6)
+		return 0;
+	packet->ttl = header->hop_limit;
+	packet->end = header->payload_length ? offset + bpf_ntohs(header->payload_length) : skb->len;
+	packet->tuple.source = header->source;
+	packet->tuple.destination = header->destination;
+	packet->tuple.protocol = next;
+	return parse_is_extension(next) ? parse_extensions(skb, offset, next, packet) : offset;
+}
+
 static __always_inline bool parse_has_ports(u8 protocol)
 {
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
@@ -174,16 +177,31 @@ static __always_inline bool parse_is_error(bool is_ipv6, u8 type)
 	return is_ipv6 ? type >= 1 && type <= 4 : type == 3 || type == 11 || type == 12;
 }
 
-/* Read the ports of a transport header. All three protocols begin with them. */
-static __always_inline bool parse_ports(struct __sk_buff *skb, u32 l4, struct packet *packet)
+/* Read the ports of a transport header that is quoted. */
+static __always_inline bool parse_quoted_ports(struct __sk_buff *skb, struct packet *packet)
 {
 	struct ports ports;
 
-	if (bpf_skb_load_bytes(skb, l4, &ports, sizeof(ports)))
+	if (bpf_skb_load_bytes(skb, packet->inner_l4, &ports, sizeof(ports)))
 		return false;
 	packet->tuple.source_port = ports.source;
 	packet->tuple.destination_port = ports.destination;
 	return true;
+}
+
+static __always_inline u32 parse_quoted(struct __sk_buff *skb, struct packet *packet)
+{
+	struct ipv6_header v6;
+	struct ipv4_header v4;
+
+	if (packet->is_ipv6) {
+		if (bpf_skb_load_bytes(skb, packet->inner_l3, &v6, sizeof(v6)))
+			return 0;
+		return parse_ipv6(skb, &v6, packet->inner_l3, packet);
+	}
+	if (bpf_skb_load_bytes(skb, packet->inner_l3, &v4, sizeof(v4)))
+		return 0;
+	return parse_ipv4(&v4, packet->inner_l3, packet);
 }
 
 /* Read what an ICMP error is about, and turn it round: the error travels as an answer would. */
@@ -193,12 +211,11 @@ static __always_inline bool parse_icmp_error(struct __sk_buff *skb, struct packe
 	u8 ttl = packet->ttl;
 
 	packet->inner_l3 = packet->l4 + sizeof(struct icmp_header);
-	packet->inner_l4 = packet->is_ipv6 ? parse_ipv6(skb, packet->inner_l3, packet)
-					   : parse_ipv4(skb, packet->inner_l3, packet);
+	packet->inner_l4 = parse_quoted(skb, packet);
 	packet->ttl = ttl;
 	if (!packet->inner_l4 || packet->kind == PACKET_LATER_FRAGMENT)
 		return false;
-	if (!parse_has_ports(packet->tuple.protocol) || !parse_ports(skb, packet->inner_l4, packet))
+	if (!parse_has_ports(packet->tuple.protocol) || !parse_quoted_ports(skb, packet))
 		return false;
 	inner = packet->tuple;
 	packet->tuple.source = inner.destination;
@@ -253,26 +270,74 @@ static __always_inline void parse_note_fragment(const struct packet *packet)
 	fragments.update(&key, &ports);
 }
 
-/* Read what a segment says of its connection. */
-static __always_inline bool parse_flags(struct __sk_buff *skb, struct packet *packet)
+/* What an SCTP packet's first chunk says of its association, in TCP's terms. */
+static __always_inline u8 parse_sctp_flags(u8 chunk)
 {
-	u8 byte;
+	if (chunk == SCTP_INIT)
+		return TCP_SYN;
+	return chunk == SCTP_ABORT || chunk == SCTP_SHUTDOWN_COMPLETE ? TCP_RST | TCP_ACK : TCP_ACK;
+}
 
-	if (packet->tuple.protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, packet->l4 + offsetof(struct tcp_header, flags), &byte, 1))
-			return false;
-		packet->flags = byte;
-	} else if (packet->tuple.protocol == IPPROTO_SCTP) {
-		if (bpf_skb_load_bytes(skb, packet->l4 + SCTP_CHUNK, &byte, 1))
-			return false;
-		if (byte == SCTP_INIT)
-			packet->flags = TCP_SYN;
-		else if (byte == SCTP_ABORT || byte == SCTP_SHUTDOWN_COMPLETE)
-			packet->flags = TCP_RST | TCP_ACK;
-		else
-			packet->flags = TCP_ACK;
+/* The beginning of a transport header, as far as it is read. All three protocols begin with the ports. */
+struct transport {
+	struct ports ports;
+	u8 skipped[8];
+	u8 chunk; /* of SCTP: the type of the first */
+	u8 flags; /* of TCP */
+};
+
+#define UDP_HEADER_SIZE 8
+
+static __always_inline void parse_transport(const struct transport *transport, struct packet *packet)
+{
+	packet->tuple.source_port = transport->ports.source;
+	packet->tuple.destination_port = transport->ports.destination;
+	if (packet->tuple.protocol == IPPROTO_TCP)
+		packet->flags = transport->flags;
+	else if (packet->tuple.protocol == IPPROTO_SCTP)
+		packet->flags = parse_sctp_flags(transport->chunk);
+}
+
+/* Read the transport header, where it stands if it is in reach. */
+static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *packet)
+{
+	struct transport copy = {};
+	u32 size = packet->tuple.protocol == IPPROTO_UDP ? UDP_HEADER_SIZE : sizeof(copy);
+	const struct transport *there;
+	u32 l4 = packet->l4;
+
+	if (l4 <= PARSE_REACH) {
+		there = (void *)(long)skb->data + l4;
+		if ((void *)(there + 1) <= (void *)(long)skb->data_end) {
+			parse_transport(there, packet);
+			return true;
+		}
 	}
+	if (bpf_skb_load_bytes(skb, l4, &copy, size))
+		return false;
+	parse_transport(&copy, packet);
 	return true;
+}
+
+/* Read the IP header where it stands. Returns the offset of what follows it; 0 = not to be read. */
+static __always_inline u32 parse_network(struct __sk_buff *skb, struct packet *packet)
+{
+	u32 size = packet->is_ipv6 ? sizeof(struct ipv6_header) : sizeof(struct ipv4_header);
+	void *header = (void *)(long)skb->data + ETH_SIZE;
+
+	if (header + size > (void *)(long)skb->data_end) {
+		if (bpf_skb_pull_data(skb, ETH_SIZE + size))
+			return 0;
+		header = (void *)(long)skb->data + ETH_SIZE;
+	}
+	if (packet->is_ipv6) {
+		if (header + sizeof(struct ipv6_header) > (void *)(long)skb->data_end)
+			return 0;
+		return parse_ipv6(skb, header, ETH_SIZE, packet);
+	}
+	if (header + sizeof(struct ipv4_header) > (void *)(long)skb->data_end)
+		return 0;
+	return parse_ipv4(header, ETH_SIZE, packet);
 }
 
 /**
@@ -286,14 +351,12 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 
 	/* LLVM 14 else reads it later, through a computed context pointer, which the verifier refuses. */
 	asm volatile("" : "+r"(ifindex));
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
+		return false;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->ifindex = ifindex;
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		packet->l4 = parse_ipv4(skb, ETH_SIZE, packet);
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		packet->is_ipv6 = true;
-		packet->l4 = parse_ipv6(skb, ETH_SIZE, packet);
-	}
+	packet->is_ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
+	packet->l4 = parse_network(skb, packet);
 	if (!packet->l4)
 		return false;
 	packet->l3_size = packet->l4 - ETH_SIZE;
@@ -303,7 +366,7 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 		return false;
 	if (packet->kind == PACKET_LATER_FRAGMENT)
 		return parse_later_fragment(packet);
-	return parse_ports(skb, packet->l4, packet) && parse_flags(skb, packet);
+	return parse_ports(skb, packet);
 }
 
 #endif

@@ -78,6 +78,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 				   const struct flow *flow, enum hook hook)
 {
 	u32 device = flow->device, mtu;
+	u8 hops;
 
 	if (hook == HOOK_EGRESS && flow->flags & FLOW_REPLY)
 		device = 0; /* it is on its way already */
@@ -88,18 +89,16 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	}
 	if (packet->kind == PACKET_FIRST_FRAGMENT)
 		parse_note_fragment(packet);
-	if (nat_translate(skb, packet, flow))
+	/* What goes past the stack is counted down here; what starts here has not hopped. */
+	hops = device > LOOPBACK && hook == HOOK_INGRESS;
+	if (hops && packet->ttl <= 1)
+		return drop(COUNTER_TTL_EXCEEDED);
+	if (nat_translate(skb, packet, flow, hops))
 		return drop(COUNTER_WRITE_FAILED);
 	if (!device)
 		return TC_ACT_UNSPEC;
 	if (device == LOOPBACK)
 		return hook == HOOK_LOOPBACK ? TC_ACT_UNSPEC : deliver(skb);
-	if (hook == HOOK_INGRESS) {
-		if (packet->ttl <= 1)
-			return drop(COUNTER_TTL_EXCEEDED);
-		if (nat_count_hop(skb, packet))
-			return drop(COUNTER_WRITE_FAILED);
-	}
 	return redirect_neigh(device, 0, 0, 0);
 }
 

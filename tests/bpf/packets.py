@@ -20,13 +20,28 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
 )
 from scapy.layers.l2 import Ether
-from scapy.layers.sctp import SCTP, SCTPChunkInit
+from scapy.layers.sctp import (
+    SCTP,
+    SCTPChunkAbort,
+    SCTPChunkData,
+    SCTPChunkInit,
+    SCTPChunkInitAck,
+    SCTPChunkShutdown,
+)
 from scapy.packet import NoPayload, Packet, Raw
 
 CLIENT_MAC = "02:00:00:00:00:01"
 NODE_MAC = "02:00:00:00:00:02"
 PROTOCOLS = ("tcp", "udp", "sctp")
 PAYLOAD = b"twenty-three bytes long"  # an odd number: sums over it are padded
+# What TCP's flags amount to as an SCTP chunk.
+_CHUNKS = {
+    "S": SCTPChunkInit(init_tag=9),
+    "SA": SCTPChunkInitAck(init_tag=8),
+    "FA": SCTPChunkShutdown(),
+    "R": SCTPChunkAbort(),
+    "RA": SCTPChunkAbort(),
+}
 _TRANSPORTS = {"tcp": (TCP, TCPerror), "udp": (UDP, UDPerror), "sctp": (SCTP, SCTP)}
 
 
@@ -57,11 +72,11 @@ def network(source: str, destination: str, **fields: Any) -> Packet:
 def packet(
     protocol: str, source: End, destination: End, *, flags: str = "S", payload: bytes = PAYLOAD, **ip: Any
 ) -> Packet:
-    """Build a packet of a flow; ``flags`` are TCP's. SCTP carries an INIT chunk before the payload."""
+    """Build a packet of a flow; ``flags`` are TCP's, and choose the chunk of SCTP's that comes closest."""
     transport: dict[str, Packet] = {
         "tcp": TCP(sport=source.port, dport=destination.port, flags=flags, seq=1000, ack=2000, window=4096),
         "udp": UDP(sport=source.port, dport=destination.port),
-        "sctp": SCTP(sport=source.port, dport=destination.port, tag=7) / SCTPChunkInit(init_tag=9),
+        "sctp": SCTP(sport=source.port, dport=destination.port, tag=7) / _CHUNKS.get(flags, SCTPChunkData(tsn=5)),
     }
     layers = network(source.address, destination.address, **ip) / transport[protocol]
     return settle(layers / Raw(payload) if payload else layers)
@@ -186,7 +201,7 @@ def _without_sums(built: Packet) -> Packet:
         if isinstance(layer, IPerror | IPerror6):
             break
         for field in ("chksum", "cksum", "len", "plen"):
-            if field in layer.fields and not isinstance(layer, SCTPChunkInit):
+            if field in layer.fields and not layer.name.startswith("SCTPChunk"):
                 del layer.fields[field]
         layer.raw_packet_cache = None
     return copy

@@ -63,6 +63,7 @@ class Planner:
         for want in wanted:
             placement = current.get(want.port) or self._adopt(key, created, want, plan)
             self._set_created(placement, created)
+            placement.serving = want.serving
             kept.append(placement)
             self._place(placement, want, plan)
         if kept:

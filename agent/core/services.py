@@ -38,11 +38,15 @@ class Backends(NamedTuple):
 
 
 class DesiredPort(NamedTuple):
-    """What one service port of one family should be in the kernel. ``frontends`` are packed keys."""
+    """What one service port of one family should be in the kernel. ``frontends`` are packed keys.
+
+    ``serving``: of a UDP port, who serves it on any node, whoever may use that, as address and port; else None.
+    """
 
     port: PortName
     frontends: tuple[bytes, ...]
     inside: Backends
+    serving: frozenset[bytes] | None = None
 
 
 def resolve(service: ServiceRecord, slices: Sequence[SliceRecord], zone: str) -> Iterator[DesiredPort]:
@@ -52,8 +56,10 @@ def resolve(service: ServiceRecord, slices: Sequence[SliceRecord], zone: str) ->
         matching = [piece for piece in slices if piece.family is family]
         for port in service.ports:
             frontend = pack_frontend_key(address, port.number, port.protocol)
-            inside = _inside(_runs(port, matching), zone, is_local=service.internal_local)
-            yield DesiredPort(_port_name(port.name, port.protocol, family), (frontend,), inside)
+            runs = _runs(port, matching)
+            inside = _inside(runs, zone, is_local=service.internal_local)
+            serving = _serving(runs) if port.protocol is Protocol.UDP else None
+            yield DesiredPort(_port_name(port.name, port.protocol, family), (frontend,), inside, serving)
 
 
 def _runs(port: ServicePort, slices: Sequence[SliceRecord]) -> list[Run]:
@@ -65,6 +71,12 @@ def _runs(port: ServicePort, slices: Sequence[SliceRecord]) -> list[Run]:
         if target.name == port.name and target.protocol is port.protocol
         for traits, addresses in piece.runs
     ]
+
+
+def _serving(runs: Sequence[Run]) -> frozenset[bytes]:
+    """Gather who keeps the flows it has, terminating or not."""
+    usable = [run for run in runs if run.traits.ready or run.traits.serving]
+    return frozenset(slot[:18] for run in usable for slot in pack_backends(run.addresses, run.port))
 
 
 def _inside(runs: Sequence[Run], zone: str, *, is_local: bool) -> Backends:

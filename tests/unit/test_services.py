@@ -165,3 +165,27 @@ def test_a_frontend_is_the_cluster_ip_and_the_service_port():
 
     assert want.port == PortName("dns", UDP, Family.IPV6)
     assert want.frontends == (frontend("fd00::1", 53, UDP),)
+
+
+@pytest.mark.parametrize(
+    ("traits", "keeps"),
+    [
+        pytest.param(READY, True, id="ready"),
+        pytest.param(Traits(ready=False, serving=True, terminating=True), True, id="serving-terminating"),
+        pytest.param(Traits(ready=False, serving=False, terminating=True), False, id="terminating"),
+        pytest.param(Traits(ready=False, serving=True), True, id="serving-not-ready"),
+        pytest.param(Traits(ready=True, serving=False, terminating=True), True, id="published-though-not-ready"),
+        pytest.param(NOT_READY, False, id="not-ready"),
+        pytest.param(Traits(zones=frozenset({"elsewhere"})), True, id="hinted-elsewhere"),
+    ],
+)
+@pytest.mark.parametrize("local", [False, True], ids=["cluster", "local"])
+def test_who_keeps_flows_is_no_matter_of_policy(traits, keeps, local):
+    ports = [("dns", 5353, UDP), ("dns", 5354, TCP)]
+    record = service(ports=[("dns", 53, UDP), ("dns", 53, TCP)], local=local)
+    pieces = [piece("s1", (READY, ["10.1.0.1"]), ports=ports), piece("s2", (traits, ["10.1.0.2"]), ports=ports)]
+
+    serving = {want.port.protocol: want.serving for want in resolve(record, pieces, "here")}
+
+    assert serving[TCP] is None
+    assert sorted(map(endpoint_text, serving[UDP])) == ["10.1.0.1:5353"] + ["10.1.0.2:5353"] * keeps

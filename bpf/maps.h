@@ -54,8 +54,11 @@ BPF_HASH(node_addresses, struct address, u32, 1);
 /* ifindex -> addresses to masquerade with. Written by the agent as netlink tells, read when a flow begins. */
 BPF_HASH(devices, u32, struct device, 1);
 
-/* a fragmented packet -> its ports. Written by its first fragment, read by the others. */
-BPF_TABLE("lru_hash", struct fragment_key, struct ports, fragments, 1);
+/* a fragmented packet -> its ports. Written by its first fragment, read by the others. Sized by mapSizes.fragments. */
+BPF_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, 1);
+
+/* a fragmented packet, place -> a fragment that came before the first. Written by it, read and removed by the first. */
+BPF_TABLE("lru_hash", struct fragment_key, struct held, held_fragments, 1);
 
 /* What a program of the packet path works on, which is more than its stack holds. Means nothing between packets. */
 BPF_PERCPU_ARRAY(works, struct work, 1);

@@ -238,38 +238,6 @@ static __always_inline bool parse_icmp(struct __sk_buff *skb, struct packet *pac
 	return icmp.type == (packet->is_ipv6 ? 128 : 8);
 }
 
-/* Find the ports of a later fragment; its first one may not have come yet. */
-static __always_inline bool parse_later_fragment(struct packet *packet)
-{
-	struct fragment_key key = {
-		.source = packet->tuple.source,
-		.destination = packet->tuple.destination,
-		.id = packet->fragment_id,
-		.protocol = packet->tuple.protocol,
-	};
-	struct ports *ports = fragments.lookup(&key);
-
-	if (!ports)
-		return false;
-	packet->tuple.source_port = ports->source;
-	packet->tuple.destination_port = ports->destination;
-	return true;
-}
-
-/* Note the ports of a fragmented packet for the fragments that follow. */
-static __always_inline void parse_note_fragment(const struct packet *packet)
-{
-	struct fragment_key key = {
-		.source = packet->tuple.source,
-		.destination = packet->tuple.destination,
-		.id = packet->fragment_id,
-		.protocol = packet->tuple.protocol,
-	};
-	struct ports ports = { packet->tuple.source_port, packet->tuple.destination_port };
-
-	fragments.update(&key, &ports);
-}
-
 /* What an SCTP packet's first chunk says of its association, in TCP's terms. */
 static __always_inline u8 parse_sctp_flags(u8 chunk)
 {
@@ -343,7 +311,7 @@ static __always_inline u32 parse_network(struct __sk_buff *skb, struct packet *p
 /**
  * parse_packet - Read a packet.
  * @packet: receives what was read
- * Returns whether it may belong to a flow of a service.
+ * Returns whether it may belong to a flow of a service. Of a later fragment, the ports are not known yet.
  */
 static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *packet)
 {
@@ -364,9 +332,7 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 		return parse_icmp(skb, packet);
 	if (!parse_has_ports(packet->tuple.protocol))
 		return false;
-	if (packet->kind == PACKET_LATER_FRAGMENT)
-		return parse_later_fragment(packet);
-	return parse_ports(skb, packet);
+	return packet->kind == PACKET_LATER_FRAGMENT || parse_ports(skb, packet);
 }
 
 #endif

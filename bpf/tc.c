@@ -18,6 +18,7 @@
 #include "answer.h"
 #include "route.h"
 #include "affinity.h"
+#include "fragment.h"
 
 #define TC_ACT_UNSPEC (-1) /* go on to the next program, or to the stack */
 #define TC_ACT_SHOT   2
@@ -87,8 +88,6 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		counter_add(COUNTER_TOO_BIG);
 		return answer(skb, packet, hook, answer_too_big(skb, packet, mtu));
 	}
-	if (packet->kind == PACKET_FIRST_FRAGMENT)
-		parse_note_fragment(packet);
 	/* What goes past the stack is counted down here; what starts here has not hopped. */
 	hops = device > LOOPBACK && hook == HOOK_INGRESS;
 	if (hops && packet->ttl <= 1)
@@ -345,6 +344,25 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 	return serve(skb, work, frontend, hook);
 }
 
+/* Give a fragment the ports it lacks, or note those it brings. Returns GO_ON or a verdict. */
+static __always_inline int join_fragments(struct __sk_buff *skb, struct work *work, enum hook hook)
+{
+	struct packet *packet = &work->packet;
+	int verdict;
+
+	if (packet->kind == PACKET_FIRST_FRAGMENT) {
+		fragment_note(packet);
+		verdict = fragment_release(skb, packet, hook == HOOK_INGRESS ? BPF_F_INGRESS : 0);
+		if (verdict)
+			return verdict < 0 ? drop(COUNTER_WRITE_FAILED) : verdict;
+	} else if (packet->kind == PACKET_LATER_FRAGMENT) {
+		fragment_recall(packet);
+		if (packet->kind == PACKET_EARLY_FRAGMENT)
+			return fragment_hold(skb, work) ? TC_ACT_SHOT : drop(COUNTER_FRAGMENT_LOST);
+	}
+	return GO_ON;
+}
+
 static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 {
 	u32 only = 0;
@@ -353,7 +371,9 @@ static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 
 	if (!work || skb->vlan_present || !parse_packet(skb, &work->packet))
 		return TC_ACT_UNSPEC;
-	verdict = find_flow(skb, work, hook);
+	verdict = join_fragments(skb, work, hook);
+	if (verdict == GO_ON)
+		verdict = find_flow(skb, work, hook);
 	return verdict == GO_ON ? forward(skb, &work->packet, &work->flow, hook) : verdict;
 }
 

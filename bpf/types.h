@@ -197,7 +197,8 @@ struct fragment_key {
 	struct address destination;
 	u32 id; /* as in the packet */
 	u8 protocol;
-	u8 pad[3]; /* zero */
+	u8 place;  /* of a held fragment, among those of its packet; else zero */
+	u8 pad[2]; /* zero */
 };
 
 struct ports {
@@ -205,10 +206,26 @@ struct ports {
 	__be16 destination;
 };
 
+struct fragment {
+	struct ports ports;
+	u32 seen; /* seconds of the monotonic clock */
+};
+
+#define HELD_SIZE 1536
+
+/* A fragment that came before its packet's first one, with its Ethernet header. */
+struct held {
+	u32 seen; /* seconds of the monotonic clock */
+	u32 size;
+	u32 is_taken;
+	u8 frame[HELD_SIZE];
+};
+
 enum packet_kind {
 	PACKET_WHOLE,          /* with its transport header */
 	PACKET_FIRST_FRAGMENT, /* likewise, and others follow */
-	PACKET_LATER_FRAGMENT, /* without */
+	PACKET_LATER_FRAGMENT, /* without; its ports are known */
+	PACKET_EARLY_FRAGMENT, /* without; its packet's first fragment has not come yet */
 	PACKET_ICMP_ERROR,     /* about a packet of a flow */
 	PACKET_ICMP_ECHO,      /* a ping */
 };
@@ -236,6 +253,7 @@ struct work {
 	struct flow flow;
 	struct flow reply;
 	struct affinity affinity;
+	struct held held;
 };
 
 /* Indexes of the counters map. */

@@ -84,10 +84,18 @@ SOURCE_RANGE = _layout("source_range", prefix_bits="I", service="I", client="16s
 ADDRESS_RANGE = _layout("address_range", prefix_bits="I", address="16s")
 ADDRESS = _layout("address", word="16s")
 DEVICE = _layout("device", ipv4="16s", ipv6="16s", flags="I")
-FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", pad="3s")
-PORTS = _layout("ports", source="2s", destination="2s")
+FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", place="B", pad="2s")
+FRAGMENT = _layout("fragment", ports="4s", seen="I")
+HELD = _layout("held", seen="I", size="I", is_taken="I", frame="1536s")
 PACKET_SIZE = 76
-WORK = _layout("work", packet=f"{PACKET_SIZE}s", flow=f"{FLOW.size}s", reply=f"{FLOW.size}s", affinity=f"{AFFINITY.size}s")
+WORK = _layout(
+    "work",
+    packet=f"{PACKET_SIZE}s",
+    flow=f"{FLOW.size}s",
+    reply=f"{FLOW.size}s",
+    affinity=f"{AFFINITY.size}s",
+    held=f"{HELD.size}s",
+)
 U32 = _layout("u32", value="I")
 U64 = _layout("u64", value="Q")
 
@@ -97,6 +105,8 @@ DEVICE_PODS = 1
 BASE_REJECT = 0
 BASE_DROP = 1
 FIRST_FREE_SLOT = 2
+HELD_FRAGMENTS = 256
+"""How many fragments wait at most for the first of their packet; 1.5 KiB each."""
 POD_RANGES = 64
 """How many ranges of pods a cluster may have."""
 
@@ -201,7 +211,8 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("pod_ranges", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, POD_RANGES),
         MapSpec("node_addresses", MapKind.HASH, ADDRESS, U32, sizes.node_addresses),
         MapSpec("devices", MapKind.HASH, U32, DEVICE, sizes.devices),
-        MapSpec("fragments", MapKind.LRU_HASH, FRAGMENT_KEY, PORTS, sizes.fragments),
+        MapSpec("fragments", MapKind.LRU_HASH, FRAGMENT_KEY, FRAGMENT, sizes.fragments),
+        MapSpec("held_fragments", MapKind.LRU_HASH, FRAGMENT_KEY, HELD, HELD_FRAGMENTS),
         MapSpec("works", MapKind.PERCPU_ARRAY, U32, WORK, 1),
         MapSpec("counters", MapKind.PERCPU_ARRAY, U32, U64, len(Counter), carries_over=True),
     )
@@ -218,17 +229,25 @@ def port_bytes(port: int) -> bytes:
     return port.to_bytes(2, "big")
 
 
-def pack_frontend_key(address: bytes, port: int, protocol: Protocol) -> bytes:
+def pack_frontend_key(address: bytes, port: int, protocol: int) -> bytes:
     """Lay out as ``struct frontend_key``."""
     return FRONTEND_KEY.packer.pack(address, port_bytes(port), protocol, 0)
 
 
+_PROTOCOL_NAMES = {int(protocol): protocol.name for protocol in Protocol}
+
+
 class FrontendKey(NamedTuple):
-    """What a client asks for; ``address`` is 16 bytes."""
+    """What a client asks for; ``address`` is 16 bytes, ``protocol`` a Protocol, or 0 of a ClusterIP itself."""
 
     address: bytes
     port: int
-    protocol: Protocol
+    protocol: int
+
+    @property
+    def protocol_name(self) -> str:
+        """The protocol as Kubernetes writes it; a number where it has no name there."""
+        return _PROTOCOL_NAMES.get(self.protocol, str(self.protocol))
 
     def pack(self) -> bytes:
         """Lay out as ``struct frontend_key``."""
@@ -238,7 +257,10 @@ class FrontendKey(NamedTuple):
     def unpack(cls, raw: bytes) -> FrontendKey:
         """Read a ``struct frontend_key``."""
         address, port, protocol, _ = FRONTEND_KEY.packer.unpack(raw)
-        return cls(address, int.from_bytes(port, "big"), Protocol(protocol))
+        return cls(address, int.from_bytes(port, "big"), protocol)
+
+
+_KINDS = {int(kind): kind for kind in FrontendKind}
 
 
 def pack_frontend(service: int, inside: int, outside: int, affinity_timeout: int = 0, flags: int = 0) -> bytes:
@@ -255,6 +277,11 @@ class Frontend(NamedTuple):
     affinity_timeout: int = 0
     flags: int = 0
 
+    @property
+    def kind(self) -> FrontendKind | None:
+        """What it is of its Service; None = nothing that an agent writes."""
+        return _KINDS.get(self.flags & FRONTEND_KIND_MASK)
+
     def pack(self) -> bytes:
         """Lay out as ``struct frontend``."""
         return pack_frontend(*self)
@@ -263,6 +290,21 @@ class Frontend(NamedTuple):
     def unpack(cls, raw: bytes) -> Frontend:
         """Read a ``struct frontend``."""
         return cls(*FRONTEND.packer.unpack(raw))
+
+
+SERVICE_BITS = 32
+"""What of a key of ``source_ranges`` is the service."""
+
+
+def pack_source_range(service: int, address: bytes, prefix_bits: int) -> bytes:
+    """Lay out as ``struct source_range``; ``prefix_bits`` of the address's 128."""
+    return SOURCE_RANGE.packer.pack(SERVICE_BITS + prefix_bits, service, address)
+
+
+def unpack_source_range(raw: bytes) -> tuple[int, bytes, int]:
+    """Read a ``struct source_range``: the service, the address and how many of its bits count."""
+    bits, service, address = SOURCE_RANGE.packer.unpack(raw)
+    return service, address, bits - SERVICE_BITS
 
 
 def pack_backends(addresses: bytes, port: int) -> list[bytes]:

@@ -206,8 +206,10 @@ class Agent:
 def _begin_client(config: Config) -> KubeClient:
     """Have the credentials read, in a child, while the dataplane is being opened."""
     from agent.sources.kube_client import KubeClient, KubeTarget  # noqa: PLC0415 - not for manifests
+    from agent.sources.kube_limits import RequestLimit  # noqa: PLC0415
 
-    return KubeClient(KubeTarget(config.kubeconfig, config.api_server or None))
+    limit = RequestLimit(config.api_qps, config.api_burst) if config.api_qps > 0 else None
+    return KubeClient(KubeTarget(config.kubeconfig, config.api_server or None), limit=limit)
 
 
 def _dataplane_options(config: Config) -> DataplaneOptions:

@@ -29,6 +29,8 @@ _SOURCE_PORTS = PortRange(10_000, 29_999)  # below the NodePorts, which are belo
 _ATTRIBUTES = {
     "manifests": "manifests",
     "clientConnection.kubeconfig": "kubeconfig",
+    "clientConnection.qps": "api_qps",
+    "clientConnection.burst": "api_burst",
     "apiServer": "api_server",
     "clusterCIDR": "cluster_cidrs",
     "detectLocalMode": "detect_local_mode",
@@ -75,6 +77,7 @@ _DETECTED_BY = {
     DetectLocalMode.INTERFACE_NAME_PREFIX.value: "detectLocal.interfaceNamePrefix",
 }
 _DEFAULT_MODE = "iptables"
+_DEFAULT_QPS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,9 @@ class Config:
     manifests: Path | None = None
     kubeconfig: Path | None = None
     api_server: str = ""
+    api_qps: float = -1.0
+    """How many requests a second the API server gets at most; not above zero = no limit."""
+    api_burst: int = 10
     cluster_cidrs: tuple[Network, ...] = ()
     cgroup_root: Path | None = None
     state_dir: Path = Path("/run/ebproxy")
@@ -217,6 +223,8 @@ def _implied(values: Mapping[str, object]) -> dict[str, Any]:
     if f"{mode}.syncPeriod" in values:
         implied["sync_period_s"] = values[f"{mode}.syncPeriod"]
     implied["masquerade_all"] = values.get(f"{_masquerading(mode)}.masqueradeAll", False)
+    if "clientConnection.burst" in values:
+        implied["api_qps"] = _DEFAULT_QPS
     if "logging.format" in values:
         implied["log_format"] = values["logging.format"]
     if int(str(values.get("logging.verbosity", 0))) >= _DEBUG_VERBOSITY:

@@ -64,6 +64,8 @@ FLAGS = (
     # kube-proxy's, with effect
     Flag(("--hostname-override",), "hostnameOverride", "NAME", "kube-proxy's name for --node-name"),
     Flag(("--cluster-cidr",), "clusterCIDR", "CIDR[,CIDR]", "where the cluster's pods are"),
+    Flag(("--kube-api-qps",), "clientConnection.qps", "NUMBER", "requests a second (default: no limit)", _number),
+    Flag(("--kube-api-burst",), "clientConnection.burst", "NUMBER", "requests at once (default: 10)", _number),
     Flag(("--detect-local-mode",), "detectLocalMode", "MODE", "how pods are told from others (default: ClusterCIDR)"),
     Flag(("--pod-bridge-interface",), "detectLocal.bridgeInterface", "DEVICE", "for mode BridgeInterface"),
     Flag(("--pod-interface-name-prefix",), "detectLocal.interfaceNamePrefix", "TEXT", "for mode InterfaceNamePrefix"),
@@ -107,8 +109,6 @@ FLAGS = (
     # kube-proxy's, without effect: named in the log
     Flag(("--proxy-mode",), "mode", "MODE", ""),
     Flag(("--kube-api-content-type",), "clientConnection.contentType", "TYPE", ""),
-    Flag(("--kube-api-qps",), "clientConnection.qps", "NUMBER", "", _number),
-    Flag(("--kube-api-burst",), "clientConnection.burst", "NUMBER", "", _number),
     Flag(("--config-sync-period",), "configSyncPeriod", "DURATION", ""),
     Flag(("--conntrack-max-per-core",), "conntrack.maxPerCore", "NUMBER", "", _number),
     Flag(("--conntrack-min",), "conntrack.min", "NUMBER", "", _number),

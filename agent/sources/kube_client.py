@@ -28,6 +28,7 @@ from agent.sources.kube_chunks import ChunkedBody
 from agent.sources.kube_credentials import Credentials, Request
 from agent.sources.kube_failures import ApiFailure, Cause
 from agent.sources.kube_inquiry import Inquiry, is_outdated
+from agent.sources.kube_limits import RequestLimit
 from agent.sources.kube_pools import open_pools
 from agent.sources.kube_sockets import OpenSockets
 
@@ -99,6 +100,8 @@ class Access:
 class KubeClient:
     """Requests to one API server; safe to share between threads.
 
+    ``limit``: how often it may ask; None = as often as there is something to ask.
+
     Reading credentials begins with the client, and is waited for in `connect` or with the first use. Before the first
     request after ``reload_s`` they are read again if a file they came from has changed, or a plugin's expire; after
     `reload`, always. If they cannot be read, the ones in use stay.
@@ -109,8 +112,11 @@ class KubeClient:
         target: KubeTarget,
         timeouts: HttpTimeouts = DEFAULT_TIMEOUTS,
         clock: Callable[[], float] = time.monotonic,
+        limit: RequestLimit | None = None,
     ) -> None:
         self._request = target.request()
+        self._limit = limit
+        self._closing = threading.Event()
         self._timeouts = timeouts
         self._clock = clock
         self._sockets = OpenSockets()
@@ -176,6 +182,7 @@ class KubeClient:
 
     def close(self) -> None:
         """End every request in flight, in whichever thread it blocks, and refuse new ones."""
+        self._closing.set()
         self._sockets.close()
         with self._lock:
             self._is_closed = True
@@ -187,6 +194,9 @@ class KubeClient:
     def _send(
         self, method: str, path: str, query: Sequence[tuple[str, str]], body: str | None, read_timeout_s: float
     ) -> urllib3.HTTPResponse:
+        # The pages of a list count as the one request that kube-proxy would have made.
+        if self._limit and all(name != "continue" for name, _ in query):
+            self._limit.wait(self._closing)
         access = self._last_used.access = self._current()
         headers = {"Accept": "application/json", "User-Agent": "ebproxy"}
         if body is not None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import ConfigError, UnsupportedKernel
-from agent.kernel import bpffs, probe, rivals
+from agent.kernel import bpffs, netlink, probe, rivals, tc
+from agent.kernel.attach import closing
 from agent.kernel.cgroup import find_cgroup_root
 from agent.observe.control import SOCKET
 
@@ -149,6 +150,41 @@ def check_hooks(place: Place) -> Iterator[Finding]:
         yield Finding(f"hook:{other.hook.name.lower()}", Level.WARN, seen, remedy)
     if not others:
         yield Finding("hooks", Level.OK, f"no other program on our hooks of {root}")
+
+
+def check_devices(_: Place) -> Iterator[Finding]:
+    """Look how programs are attached to devices, and whether the kernel would drop what pods' devices take in."""
+    try:
+        with closing(probe.load_packet_passing()) as program:
+            is_linked = tc.has_tcx(program)
+    except OSError:
+        return  # the kernel's own finding says it
+    seen = "by links (tcx), beside others'" if is_linked else "by filters of clsact: this kernel has no tcx"
+    yield Finding("devices", Level.OK, f"programs attach {seen}")
+    with netlink.Netlink() as opened:
+        devices = netlink.read_network(opened).devices
+    strict = [device.name for device in devices if device.kind == "veth" and _is_strict(device.name)]
+    if strict:
+        shown = f"{', '.join(strict[:_SHOWN])}{', ...' * (len(strict) > _SHOWN)}"
+        seen = f"strict for {len(strict)} devices of pods: {shown}"
+        remedy = "set net.ipv4.conf.all.rp_filter and theirs to 0 or 2: replies of pods may be taken for forged ones"
+        yield Finding("rp-filter", Level.WARN, seen, remedy)
+    else:
+        yield Finding("rp-filter", Level.OK, "not strict for any device of a pod")
+
+
+def _is_strict(name: str) -> bool:
+    """Whether replies must come by the way that packets to their source would take. The larger of two settings holds.
+
+    Source: Documentation/networking/ip-sysctl.rst, rp_filter.
+    """
+    settings = []
+    for scope in ("all", name):
+        try:
+            settings.append(int((_SYSCTL / "conf" / scope / "rp_filter").read_text()))
+        except FileNotFoundError:  # the device is gone again
+            return False
+    return max(settings) == 1
 
 
 def check_bpffs(place: Place) -> Iterator[Finding]:
@@ -304,6 +340,7 @@ CHECKS: tuple[Check, ...] = (
     check_btf,
     check_cgroup,
     check_hooks,
+    check_devices,
     check_bpffs,
     check_state_dir,
     check_bcc,

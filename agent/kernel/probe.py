@@ -19,6 +19,7 @@ from agent.kernel.bpf import AttachType, Command, MapType
 
 _R0, _R1 = 0, 1
 _MOV, _CALL, _EXIT = 0xB7, 0x85, 0x95
+_TC_ACT_UNSPEC = -1
 _NO_FD = 0xFFFFFFFF
 _LICENSE = b"GPL\0"
 # Source: include/uapi/linux/bpf.h, enum bpf_func_id.
@@ -78,7 +79,7 @@ def calling(helper: int, argument: int | None = None) -> bytes:
     return load + instruction(_CALL, 0, helper) + passing()
 
 
-def prog_load(kind: int, attach_type: AttachType, instructions: bytes, name: str) -> int:
+def prog_load(kind: int, attach_type: AttachType | int, instructions: bytes, name: str) -> int:
     """Load a program; returns its descriptor. Raises OSError."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     license_text = ctypes.create_string_buffer(_LICENSE)
@@ -94,6 +95,11 @@ def load_passing(attach_type: AttachType, name: str = "ebproxy_probe") -> int:
     return prog_load(bpf.prog_type(attach_type), attach_type, passing(), name)
 
 
+def load_packet_passing(name: str = "ebproxy_probe") -> int:
+    """Load a program for a device that lets everything pass; returns its descriptor. Raises OSError."""
+    return prog_load(bpf.PROG_TYPE_SCHED_CLS, 0, passing(_TC_ACT_UNSPEC), name)
+
+
 def _map_types() -> Iterator[Feature]:
     for name, (kind, key_size, flags) in _MAPS.items():
         yield _tried(f"map:{name}", partial(bpf.map_create, kind, key_size, 8, 1, flags, "ebproxy_probe"))
@@ -102,6 +108,7 @@ def _map_types() -> Iterator[Feature]:
 def _programs() -> Iterator[Feature]:
     for hook in AttachType:
         yield _tried(f"hook:{hook.name.lower()}", partial(load_passing, hook))
+    yield _tried("program:tc", load_packet_passing)
     for helper, (hook, argument) in _CALLS.items():
         code = calling(_HELPERS[helper], argument)
         yield _tried(f"helper:{helper}", partial(prog_load, bpf.prog_type(hook), hook, code, "ebproxy_probe"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import struct
@@ -12,30 +11,40 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.core.abi import FRONTEND, FRONTEND_KEY, MapSpec, _layout
 from agent.errors import LoaderError
 from agent.kernel import bpf, programs
-from agent.kernel.loader import Report, Request
+from agent.kernel.loader import Report
 from agent.kernel.maps import MapStore
-from agent.kernel.programs import SOCKET_HOOKS, ProgramOptions, open_or_load, run_loader
-from tests.bpf.conftest import SIZES, SPECS
+from agent.kernel.programs import SOCKET_HOOKS, PacketProgram, ProgramOptions, open_or_load, run_loader
+from tests.bpf.conftest import SPECS
 
-OPTIONS = ProgramOptions(SIZES.socket_origins)
+OPTIONS = ProgramOptions(host_netns=2**63 + 5)
 VARIANTS = [
-    pytest.param(ProgramOptions(SIZES.socket_origins, remember_peer=peer, host_netns=netns), id=f"{name}-{where}")
+    pytest.param(replace(OPTIONS, remember_peer=peer, host_only=host), id=f"{name}-{where}")
     for peer, name in ((True, "remember-peer"), (False, "forget-peer"))
-    for netns, where in ((None, "all"), (2**63 + 5, "host"))
+    for host, where in ((False, "all"), (True, "host"))
 ]
+OTHER_OPTIONS = {
+    "host_netns": 7,
+    "source_ports": (20_000, 20_001),
+    "tcp_established_s": 1,
+    "tcp_close_wait_s": 2,
+    "udp_s": 3,
+    "udp_stream_s": 4,
+}
+EVERY = [hook.name.lower() for hook in SOCKET_HOOKS] + list(PacketProgram)
 
 
 def load(store: MapStore, directory: Path, options: ProgramOptions = OPTIONS, specs: tuple[MapSpec, ...] = SPECS):
-    """Load, close the descriptors again, and return what the kernel says of each program."""
+    """Load, close the descriptors again, and return what the kernel says of each program, by its name."""
     opened = open_or_load(directory, store, specs, options)
-    infos = {hook: bpf.prog_info(fd) for hook, fd in opened.items()}
-    for fd in opened.values():
-        os.close(fd)
+    infos = {hook.name.lower(): bpf.prog_info(fd) for hook, fd in opened.sockets.items()}
+    infos |= {str(name): bpf.prog_info(fd) for name, fd in opened.packets.items()}
+    opened.close()
     return infos
 
 
@@ -60,22 +69,35 @@ def spoil(path: Path, old: str, new: str) -> int:
 def test_every_variant_passes_the_verifier_over_our_maps(store, bpffs, options):
     infos = load(store, bpffs / "maps", options)
 
-    assert list(infos) == list(SOCKET_HOOKS)
+    assert list(infos) == EVERY
     ours = {opened.info.id for opened in store.maps.values()}
-    for hook, info in infos.items():
-        is_release = hook is bpf.AttachType.SOCK_RELEASE
-        assert info.type == (bpf.PROG_TYPE_CGROUP_SOCK if is_release else bpf.PROG_TYPE_CGROUP_SOCK_ADDR)
-        assert info.name == hook.name.lower()
+    types = {hook.name.lower(): bpf.PROG_TYPE_CGROUP_SOCK_ADDR for hook in SOCKET_HOOKS}
+    types |= dict.fromkeys(("sock_release", "post_bind4", "post_bind6"), bpf.PROG_TYPE_CGROUP_SOCK)
+    types |= dict.fromkeys(PacketProgram, bpf.PROG_TYPE_SCHED_CLS)
+    for name, info in infos.items():
+        assert (info.type, info.name) == (types[name], name)
         assert info.map_ids
         assert ours.issuperset(info.map_ids)
-    assert store.maps["frontends"].info.id in infos[bpf.AttachType.CONNECT4].map_ids
+    assert store.maps["frontends"].info.id in infos["connect4"].map_ids
+    for name in PacketProgram:
+        assert store.maps["conntrack"].info.id in infos[name].map_ids
     assert "bcc" not in sys.modules
 
 
 def test_no_two_variants_share_their_pins():
-    digests = {programs.pins_of(Path("/"), *param.values) for param in VARIANTS}
+    options = [*(param.values[0] for param in VARIANTS)]
+    options += [replace(OPTIONS, **{name: value}) for name, value in OTHER_OPTIONS.items()]
 
-    assert len(digests) == len(VARIANTS)
+    assert len({programs.pins_of(Path("/"), each) for each in options}) == len(VARIANTS) + len(OTHER_OPTIONS)
+
+
+def test_every_option_reaches_the_compiler():
+    """Each is told by a definition of its own."""
+    before = OPTIONS.defines()
+
+    for name, value in OTHER_OPTIONS.items():
+        changed = replace(OPTIONS, **{name: value}).defines()
+        assert len(before.items() ^ changed.items()) >= 2, name
 
 
 def test_what_is_pinned_is_adopted(store, bpffs):
@@ -92,11 +114,12 @@ def test_other_sources_make_other_programs(store, bpffs, sources):
     assert not {info.id for info in load(store, bpffs / "maps").values()} & {info.id for info in first.values()}
 
 
-def test_one_program_missing_loads_all_anew(store, bpffs):
+@pytest.mark.parametrize("lost", ["connect6", "tc_egress"])
+def test_one_program_missing_loads_all_anew(store, bpffs, lost):
     load(store, bpffs / "maps")
-    (programs.pins_of(bpffs / "maps", OPTIONS) / "connect6").unlink()
+    (programs.pins_of(bpffs / "maps", OPTIONS) / lost).unlink()
 
-    assert len(load(store, bpffs / "maps")) == len(SOCKET_HOOKS)
+    assert list(load(store, bpffs / "maps")) == EVERY
 
 
 def test_programs_over_maps_that_were_replaced_are_not_used_again(store, bpffs):
@@ -105,10 +128,10 @@ def test_programs_over_maps_that_were_replaced_are_not_used_again(store, bpffs):
     replaced = MapStore.open(bpffs / "maps", SPECS)
     second = load(replaced, bpffs / "maps")
 
-    connect = bpf.AttachType.CONNECT4
-    assert replaced.maps["segments"].info.id in second[connect].map_ids
-    assert store.maps["segments"].info.id not in second[connect].map_ids
-    assert second[connect].id != first[connect].id
+    for name in ("connect4", *PacketProgram):
+        assert replaced.maps["segments"].info.id in second[name].map_ids
+        assert store.maps["segments"].info.id not in second[name].map_ids
+        assert second[name].id != first[name].id
     replaced.close()
 
 
@@ -123,12 +146,13 @@ def test_a_layout_that_is_not_the_programs_is_refused_each_time(store, bpffs):
     assert not list((bpffs / "maps").glob("*programs*"))
 
 
-@pytest.fixture(scope="module")
-def report(bpf_mount: Path) -> Iterator[Report]:
-    """Give what the loader says of our layouts."""
-    maps = MapStore.open(bpf_mount / "report", SPECS)
-    pins = {spec.name: str(bpf_mount / "report" / spec.name) for spec in SPECS}
-    yield run_loader(Request(str(programs.BPF_SOURCES / "sock.c"), OPTIONS.defines(), pins, ()))
+@pytest.fixture(scope="module", params=["sock.c", "tc.c"])
+def report(bpf_mount: Path, request: pytest.FixtureRequest) -> Iterator[Report]:
+    """Give what the loader says of our layouts in each source."""
+    directory = bpf_mount / f"report_{request.param[:-2]}"
+    maps = MapStore.open(directory, SPECS)
+    wanted = {Path(each.source).name: each for each in programs.requests(directory, directory, SPECS, OPTIONS)}
+    yield run_loader(msgspec.structs.replace(wanted[request.param], programs=()))
     maps.close()
 
 
@@ -194,7 +218,7 @@ def test_after_an_error_the_next_attempt_starts_clean(store, bpffs, sources):
         load(store, bpffs / "maps")
     shutil.copy(Path(programs.__file__).parents[2] / "bpf" / "sock.c", sources / "sock.c")
 
-    assert len(load(store, bpffs / "maps")) == len(SOCKET_HOOKS)
+    assert list(load(store, bpffs / "maps")) == EVERY
 
 
 def test_a_compiler_that_hangs_is_given_up(store, bpffs, monkeypatch):

@@ -43,7 +43,7 @@ MODERN = {Command.LINK_CREATE: errno.EBADF, Command.LINK_UPDATE: errno.EBADF}
         ({}, set()),
         ({Command.LINK_CREATE: errno.EINVAL}, {"link:create"}),
         ({Command.LINK_UPDATE: errno.EINVAL}, {"link:update"}),
-        ({Command.MAP_CREATE: errno.EINVAL}, {"map:hash", "map:lru_hash", "map:array", "map:percpu_array"}),
+        ({Command.MAP_CREATE: errno.EINVAL}, {f"map:{name}" for name in probe._MAPS}),
     ],
     ids=["a kernel that has all", "no cgroup links", "no replacement", "no maps"],
 )

@@ -82,6 +82,7 @@ static __always_inline bool fragment_hold(struct __sk_buff *skb, struct work *wo
 	held->seen = now;
 	held->size = size;
 	held->is_taken = 0;
+	held->pad = 0;
 	for (i = 0; i < FRAGMENT_PLACES; i++) {
 		key.place = i;
 		there = held_fragments.lookup(&key);

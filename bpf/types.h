@@ -218,6 +218,7 @@ struct held {
 	u32 seen; /* seconds of the monotonic clock */
 	u32 size;
 	u32 is_taken;
+	u32 pad; /* zero */
 	u8 frame[HELD_SIZE];
 };
 

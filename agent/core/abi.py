@@ -86,7 +86,7 @@ ADDRESS = _layout("address", word="16s")
 DEVICE = _layout("device", ipv4="16s", ipv6="16s", flags="I")
 FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", place="B", pad="2s")
 FRAGMENT = _layout("fragment", ports="4s", seen="I")
-HELD = _layout("held", seen="I", size="I", is_taken="I", frame="1536s")
+HELD = _layout("held", seen="I", size="I", is_taken="I", pad="I", frame="1536s")
 PACKET_SIZE = 76
 WORK = _layout(
     "work",

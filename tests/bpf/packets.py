@@ -70,9 +70,18 @@ def network(source: str, destination: str, **fields: Any) -> Packet:
 
 
 def packet(
-    protocol: str, source: End, destination: End, *, flags: str = "S", payload: bytes = PAYLOAD, **ip: Any
+    protocol: str,
+    source: End,
+    destination: End,
+    *,
+    flags: str = "S",
+    payload: bytes = PAYLOAD,
+    may_be_cut: bool = True,
+    **ip: Any,
 ) -> Packet:
     """Build a packet of a flow; ``flags`` are TCP's, and choose the chunk of SCTP's that comes closest."""
+    if not (may_be_cut or source.is_ipv6):
+        ip["flags"] = "DF"
     transport: dict[str, Packet] = {
         "tcp": TCP(sport=source.port, dport=destination.port, flags=flags, seq=1000, ack=2000, window=4096),
         "udp": UDP(sport=source.port, dport=destination.port),

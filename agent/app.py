@@ -21,15 +21,18 @@ import agent
 from agent.config import Config
 from agent.config_fields import DetectLocalMode
 from agent.config_remarks import read_ephemeral_ports, remarks
+from agent.core.flows import Timeouts, UdpServices
 from agent.core.model import Model
 from agent.core.network import DevicePatterns, Network, PodDetection
 from agent.core.records import ObjectKey
 from agent.errors import ConfigError, DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
 from agent.kernel import netlink, probe
 from agent.kernel.cgroup import find_cgroup_root
+from agent.kernel.conntrack import FlowSweep, Swept
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
 from agent.kernel.follower import NetworkFollower
 from agent.kernel.programs import ProgramOptions
+from agent.kernel.sockets import StaleSockets
 from agent.live_metrics import LiveMetrics
 from agent.observe.control import ControlServer
 from agent.observe.facts import Facts, read_facts, write_facts
@@ -107,6 +110,7 @@ class Agent:
             sync_period_s=config.sync_period_s,
             drift_period_s=config.drift_check_period_s,
             on_degraded=self._on_degraded,
+            flows=self._make_flows(),
         )
         self._recorder: EventRecorder | None = None
         self.has_settled = threading.Event()
@@ -119,6 +123,18 @@ class Agent:
         self.control = ControlServer(config.state_dir, {"status": self.status})
         self.servers = list(open_servers(config, self.metrics, health, self.has_settled))
         write_facts(config.state_dir, self._facts())
+
+    def _make_flows(self) -> FlowSweep:
+        maps, services = self.dataplane.store.maps, UdpServices()
+        sockets = StaleSockets(maps["socket_origins"], maps["peer_origins"], services)
+        timeouts = _flow_timeouts(self.config)
+        flows = FlowSweep(maps["conntrack"], timeouts, sockets, services, self.names.successors)
+        flows.on_pass = self._on_swept
+        return flows
+
+    def _on_swept(self, swept: Swept) -> None:
+        self.metrics.cleaned(swept.duration_s, swept.stale)
+        self.metrics.counted("conntrack", swept.entries)
 
     def _ids_in_use(self) -> set[int] | None:
         """Read which service ids the maps hold; None while another layout is in use, and with it other ids."""
@@ -146,6 +162,8 @@ class Agent:
         self.control.stop()
         self.follower.stop()
         self.reconciler.stop()
+        if self.reconciler.flows:
+            self.reconciler.flows.sockets.stop()
         self.health_checks.stop()
         self.names.close()
         self.dataplane.close()
@@ -229,6 +247,15 @@ def _dataplane_options(config: Config) -> DataplaneOptions:
         config.socket_lb != "off",
         DevicePatterns(config.devices, config.exclude_devices),
         _pod_detection(config),
+    )
+
+
+def _flow_timeouts(config: Config) -> Timeouts:
+    return Timeouts(
+        tcp_established_s=round(config.tcp_established_timeout_s),
+        tcp_close_wait_s=round(config.tcp_close_wait_timeout_s),
+        udp_s=round(config.udp_timeout_s),
+        udp_stream_s=round(config.udp_stream_timeout_s),
     )
 
 

@@ -12,6 +12,9 @@ from agent.observe.health_checks import HealthCheckServers
 from agent.observe.metrics import Metrics
 from agent.reconciler import Reconciler
 
+_NO_FLOWS = {"silent": 0.0, "stale": 0.0}
+_NO_SOCKETS = {"destroyed": 0.0, "gone": 0.0, "failed": 0.0, "unreached": 0.0}
+
 
 class LiveMetrics:
     """Reads the agent's parts from the scraping thread: numbers and lengths alone, which need no lock."""
@@ -32,6 +35,12 @@ class LiveMetrics:
         dataplane = {count.name.lower(): value for count, value in store.read_counters().items()}
         yield from meter.counter("ebproxy_map_writes", "Entries written or deleted", dict(store.writes), "map")
         yield from meter.counter("ebproxy_dataplane_events", "What the programs counted", dict(dataplane), "event")
+        if flows := self._reconciler.flows:
+            deleted, sockets = dict(flows.deleted), dict(flows.sockets.counts)
+            text = "Entries of tracked flows deleted: silent too long, or stale (UDP whose backend is gone)"
+            yield from meter.counter("ebproxy_flow_entries_deleted", text, {**_NO_FLOWS, **deleted}, "reason")
+            text = "UDP sockets whose backend is gone, by what became of them; unreached: namespaces not entered"
+            yield from meter.counter("ebproxy_stale_sockets", text, {**_NO_SOCKETS, **sockets}, "outcome")
         failures = {"": float(self._health_checks.failures)}
         yield from meter.counter(
             "ebproxy_health_check_bind_failures", "Health check node ports that could not be had", failures

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from agent.core.flows import udp_ends
 from agent.core.model import Model
 from agent.core.network import Network
 from agent.core.plan import Plan
@@ -21,6 +22,7 @@ from agent.core.planner import Planner
 from agent.core.records import AddressesChanged, Delete, Event, Kind, Malformed, ObjectKey, SliceRecord, Upsert
 from agent.core.services import DesiredPort, PortName
 from agent.errors import DataplaneError, LoaderError
+from agent.kernel.conntrack import FlowSweep, Undecided
 from agent.kernel.dataplane import Dataplane
 from agent.observe.metrics import Metrics
 from agent.observe.names import NameJournal
@@ -55,9 +57,11 @@ class Reconciler:
         sync_period_s: float,
         drift_period_s: float,
         on_degraded: DegradedListener,
+        flows: FlowSweep | None = None,
     ) -> None:
         self.model = model
         self.dataplane = dataplane
+        self.flows = flows
         self._names = names
         self.planner = self._read_back()
         self.is_settled = threading.Event()
@@ -122,6 +126,7 @@ class Reconciler:
         try:
             while self._take_in():
                 self._turn()
+                self._sweep_flows()
         except BaseException as error:
             log.exception("the reconciler stopped; what is programmed stays")
             self.failure = error
@@ -170,6 +175,8 @@ class Reconciler:
     def _patience(self) -> float:
         """Seconds until something is due though nothing happens."""
         due = [self._drift_at]
+        if self.flows:
+            due.append(self.flows.due_at)
         if self._retry_at is not None:
             due.append(self._retry_at)
         if self.planner.degraded and self.planner.allocator.next_wake is not None:
@@ -198,6 +205,33 @@ class Reconciler:
                 self.is_settled.set()
             elif self._drained_at is not None:
                 self.pending_since = self._drained_at  # what waits now came later
+
+    def _sweep_flows(self) -> None:
+        """Take a turn at the tracked flows, a millisecond of work, if it is time for that."""
+        now = time.monotonic()
+        if self.flows is None or now < self.flows.due_at:
+            return
+        try:
+            self.flows.turn(now, self._undecided)
+        except OSError as error:
+            self._metrics.error("conntrack")
+            log.error("sweeping tracked flows: %s", error)
+
+    def _undecided(self) -> Undecided | None:
+        """Name what a former agent left and nobody has claimed; None while what is programmed is not as planned."""
+        if self._is_first or self._retry_at is not None:
+            return None
+        found = self.planner.found
+        return Undecided(frozenset(frontend.service for frontend in found.values()), udp_ends(found))
+
+    def _note_flows(self, planned: set[ObjectKey], *, is_full: bool) -> None:
+        if self.flows is None:
+            return
+        for key in planned:
+            self.flows.note(key, self.planner.placements.get(key, ()))
+        if is_full:
+            self.flows.note_all(self.model.services)
+            self.flows.check_all()
 
     def _follow(self) -> None:
         """Bring devices and addresses up to date, whether or not the model is to be believed yet."""
@@ -240,6 +274,7 @@ class Reconciler:
             self._apply(plan, now)
         self._sync_leftovers(now)
         self._names.record(placement for key in planned for placement in self.planner.placements.get(key, ()))
+        self._note_flows(planned, is_full=is_full)
         self._is_first = False
         self._tell_degraded()
         self._metrics.synced(time.monotonic() - now, len(dirty), self._triggers, is_full=is_full)
@@ -261,6 +296,8 @@ class Reconciler:
             self.planner.allocator.rest(base, order, now)
         if plan.removed_frontends:
             self.model.dirty.update(key for key, _ in self.planner.degraded)
+            if self.flows:
+                self.flows.note_removed(plan.removed_frontends)
 
     def _plan(self, keys: Iterable[ObjectKey], planned: set[ObjectKey], plan: Plan) -> None:
         planner = self.planner

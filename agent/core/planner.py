@@ -7,7 +7,7 @@ block is written anew elsewhere, and the frontends are turned to it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, SLOT, Frontend, pack_header
 from agent.core.plan import KernelState, Placement, Plan, split_slots
@@ -73,6 +73,11 @@ class Planner:
     def has_leftovers(self) -> bool:
         """Whether something that was found in the kernel is claimed by no Service yet."""
         return bool(self._found or self._found_segments)
+
+    @property
+    def found(self) -> Mapping[bytes, Frontend]:
+        """The frontends that were found in the kernel and no Service claims yet, by packed key."""
+        return self._found
 
     def is_found(self, frontends: Iterable[bytes]) -> bool:
         """Whether a former agent left any of these frontends, and they are not adopted yet."""

@@ -42,6 +42,14 @@ class Undecided(NamedTuple):
     frontends: frozenset[bytes]
 
 
+class Swept(NamedTuple):
+    """What a pass cost and found; ``stale``: entries deleted because what they lead to is gone."""
+
+    duration_s: float
+    entries: int
+    stale: Mapping[Family, int]
+
+
 class _Pass:
     """One walk over the map. ``suspects``: keys of the slice in hand that were not decided yet."""
 
@@ -49,6 +57,7 @@ class _Pass:
         self.sweep = sweep
         self.busy_s = 0.0
         self.entries = 0
+        self.stale: Tally[Family] = Tally()
         self.suspects: Iterator[bytes] = iter(())
         self._batches = batches
 
@@ -64,7 +73,7 @@ class _Pass:
 class FlowSweep:
     """Keeps the conntrack map free of what is over. ``note`` what is planned; take a ``turn`` whenever it ``is_due``.
 
-    ``swept`` and ``stale`` count the entries deleted, by family.
+    ``deleted`` counts entries, by why: ``silent`` or ``stale``.
     """
 
     def __init__(
@@ -72,11 +81,10 @@ class FlowSweep:
     ) -> None:
         self.services = services
         self.sockets = sockets
-        self.swept: Tally[Family] = Tally()
-        self.stale: Tally[Family] = Tally()
-        self.due_at = time.monotonic() + PERIOD_S
-        self.on_pass: Callable[[float], None] = lambda _: None
-        """Called after each pass with what it cost, in seconds."""
+        self.deleted: Tally[str] = Tally()
+        self.on_pass: Callable[[Swept], None] = lambda _: None
+        """Called after each pass."""
+        self._due_at = time.monotonic() + PERIOD_S
         self._map = conntrack
         self._timeouts = timeouts
         self._find_aliases = aliases
@@ -112,29 +120,27 @@ class FlowSweep:
     def _ask(self) -> None:
         self._is_asked = True
         if self._pass is None:
-            self.due_at = min(self.due_at, self._rest_until)
+            self._due_at = min(self._due_at, self._rest_until)
 
-    def is_due(self, now: float) -> bool:
-        """Whether a turn is to be taken."""
-        return self._pass is not None or now >= self.due_at
+    @property
+    def due_at(self) -> float:
+        """When the next turn is to be taken, in monotonic seconds."""
+        return 0.0 if self._pass else self._due_at
 
-    def turn(self, now: float, undecided: Undecided | None) -> None:
-        """Do a slice of work. ``undecided``: None = nothing is certain yet, so only silence counts. Raises: OSError."""
-        if self._pass is None:
-            self._begin(now, undecided)
-        current = self._pass
-        assert current  # noqa: S101 - just begun
+    def turn(self, now: float, find_undecided: Callable[[], Undecided | None]) -> None:
+        """Do a slice of work. Asks what is undecided (None = everything: only silence counts). Raises: OSError."""
+        current = self._pass = self._pass or self._begin(now, find_undecided())
         try:
             is_done = self._slice(current)
         except BaseException:
             self._end(now + PERIOD_S)
             raise
         if is_done:
-            self.on_pass(current.busy_s)
+            self.on_pass(Swept(current.busy_s, current.entries, current.stale))
             self._rest_until = now + _REST_FACTOR * current.busy_s
             self._end(now + (PERIOD_S if current.entries else _EMPTY_PERIOD_S))
 
-    def _begin(self, now: float, undecided: Undecided | None) -> None:
+    def _begin(self, now: float, undecided: Undecided | None) -> _Pass:
         self._is_asked = False
         if undecided is None:
             sweep = Sweep(self._timeouts, int(now))
@@ -144,7 +150,7 @@ class FlowSweep:
             if self._checks_sockets:
                 self._checks_sockets = False
                 self.sockets.request_all(undecided.frontends)
-        self._pass = _Pass(sweep, self._map.batches(_BATCH))
+        return _Pass(sweep, self._map.batches(_BATCH))
 
     def _known_aliases(self) -> Mapping[int, int]:
         """Read, once, which ids of before a change of layout are whose: flows carry them for as long as they last."""
@@ -154,7 +160,7 @@ class FlowSweep:
 
     def _end(self, due_at: float) -> None:
         self._pass = None
-        self.due_at = due_at
+        self._due_at = due_at
         if self._is_asked:
             self._ask()
 
@@ -171,16 +177,17 @@ class FlowSweep:
 
     def _decide(self, current: _Pass) -> bool:
         """Decide about a chunk of the slice in hand, and delete what is over; False = nothing was left of it."""
-        doomed: dict[bytes, Tally[Family]] = {}
+        doomed: dict[bytes, bool] = {}
         has_more = False
         for key in islice(current.suspects, _CHUNK):
             has_more = True
             for flow in self._over(current.sweep, key):
-                doomed[flow.key] = self.stale if current.sweep.is_stale(flow) else self.swept
-        if doomed:
-            self._map.delete_present(list(doomed))
-            for key, tally in doomed.items():
-                tally[family_of(key[:16])] += 1
+                doomed[flow.key] = current.sweep.is_stale(flow)
+        self._map.delete_present(list(doomed))
+        for key, is_stale in doomed.items():
+            self.deleted["stale" if is_stale else "silent"] += 1
+            if is_stale:
+                current.stale[family_of(key[:16])] += 1
         return has_more
 
     def _over(self, sweep: Sweep, key: bytes) -> tuple[Flow, ...]:

@@ -79,6 +79,8 @@ static __always_inline u32 conntrack_flags(const struct packet *packet, const st
 		own = FLOW_REPLIED;
 	else if (flow->flags & FLOW_REPLIED && packet->flags & TCP_ACK)
 		own = FLOW_ESTABLISHED;
+	else if (flow->flags & FLOW_DSR && packet->flags & TCP_ACK)
+		own = FLOW_REPLIED; /* replies do not come this way, but the client has had one */
 	if (packet->flags & TCP_RST)
 		own |= FLOW_CLOSED;
 	*pair = own;
@@ -93,7 +95,8 @@ static __always_inline u32 conntrack_flags(const struct packet *packet, const st
 static __always_inline void conntrack_heal(const struct packet *packet, const struct flow *flow,
 					   struct tuple *pair, u32 device, u32 now)
 {
-	u32 kept = FLOW_AT_EGRESS | FLOW_MASQUERADED | FLOW_REPLIED | FLOW_ESTABLISHED | FLOW_CLOSED;
+	u32 kept =
+		FLOW_AT_EGRESS | FLOW_MASQUERADED | FLOW_DSR | FLOW_REPLIED | FLOW_ESTABLISHED | FLOW_CLOSED;
 	struct flow healed = {
 		.source = packet->tuple.destination,
 		.destination = packet->tuple.source,

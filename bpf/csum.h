@@ -20,6 +20,12 @@ static __always_inline u16 csum_fold(u64 sum)
 	return (u16)~sum;
 }
 
+/* Add the halves of a word, for a sum of 16-bit words. */
+static __always_inline u32 csum_word(u32 word)
+{
+	return (word & 0xffff) + (word >> 16);
+}
+
 #define CRC32C_POLYNOMIAL 0x82f63b78u /* reflected (RFC 9260 appendix A) */
 
 /* Multiply two polynomials modulo CRC32C's; in the reflected form, bit 31 is x^0. */

@@ -19,6 +19,7 @@
 #include "route.h"
 #include "affinity.h"
 #include "fragment.h"
+#include "dsr.h"
 
 #define TC_ACT_UNSPEC (-1) /* go on to the next program, or to the stack */
 #define TC_ACT_SHOT   2
@@ -71,6 +72,13 @@ static __always_inline int deliver(struct __sk_buff *skb)
 	return bpf_redirect(LOOPBACK, BPF_F_INGRESS);
 }
 
+/* Whether a packet comes from the node that translated it: then only its replies are translated here. */
+static __always_inline bool is_identity(const struct packet *packet, const struct flow *flow)
+{
+	return flow->flags & FLOW_DSR && packet->tuple.destination_port == flow->destination_port &&
+	       address_equal(&packet->tuple.destination, &flow->destination);
+}
+
 /**
  * forward - Translate a packet and send it on its way.
  * @flow: what it becomes
@@ -92,7 +100,10 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	hops = device > LOOPBACK && hook == HOOK_INGRESS;
 	if (hops && packet->ttl <= 1)
 		return drop(COUNTER_TTL_EXCEEDED);
-	if (nat_translate(skb, packet, flow, hops))
+	if (!is_identity(packet, flow) && nat_translate(skb, packet, flow, hops))
+		return drop(COUNTER_WRITE_FAILED);
+	if ((flow->flags & (FLOW_DSR | FLOW_REPLY)) == FLOW_DSR && device && dsr_is_due(skb, packet) &&
+	    dsr_write(skb, packet))
 		return drop(COUNTER_WRITE_FAILED);
 	if (!device)
 		return TC_ACT_UNSPEC;
@@ -220,10 +231,10 @@ static __always_inline bool plan_routes(struct __sk_buff *skb, struct work *work
 	bool is_own = route_is_own(&flow->destination);
 
 	if (is_own)
-		flow->flags &= ~FLOW_MASQUERADED;
+		flow->flags &= ~(FLOW_MASQUERADED | FLOW_DSR);
 	if (is_own) {
 		flow->device = hook == HOOK_INGRESS ? 0 : LOOPBACK;
-	} else if (flow->flags & FLOW_MASQUERADED || hook != HOOK_INGRESS) {
+	} else if (flow->flags & (FLOW_MASQUERADED | FLOW_DSR) || hook != HOOK_INGRESS) {
 		flow->device = route_device(skb, &flow->source, &flow->destination, from);
 		if (!flow->device)
 			return false;
@@ -271,10 +282,39 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *work, const
 	if (!plan_routes(skb, work, origin, hook))
 		return drop(COUNTER_NO_ROUTE);
 	failed = conntrack_begin(asked, flow, reply, flow->flags & FLOW_MASQUERADED);
+	/* The backend's node cannot know of a port that was changed here. */
+	if (!failed && flow->flags & FLOW_DSR && flow->source_port != asked->source_port)
+		failed = COUNTER_SOURCE_NAT_EXHAUSTED;
 	if (failed)
 		return drop(failed);
 	counter_add(COUNTER_FLOWS);
 	return GO_ON;
+}
+
+/*
+ * Begin a flow that another node has translated: nothing changes on the way to the backend, and its replies get the
+ * address that the client asked for. Returns GO_ON with the flow in @work, or a verdict.
+ */
+static __always_inline int begin_return(struct work *work, const struct endpoint *asked)
+{
+	struct tuple *tuple = &work->packet.tuple;
+	struct flow *flow = &work->flow, *reply = &work->reply;
+
+	flow->source = tuple->source;
+	flow->destination = tuple->destination;
+	flow->source_port = tuple->source_port;
+	flow->destination_port = tuple->destination_port;
+	flow->service = 0;
+	flow->seen = conntrack_now();
+	flow->device = 0;
+	flow->flags = FLOW_DSR | FLOW_AT_EGRESS;
+	*reply = *flow;
+	reply->source = asked->address;
+	reply->destination = tuple->source;
+	reply->source_port = asked->port;
+	reply->destination_port = tuple->source_port;
+	reply->flags |= FLOW_REPLY;
+	return conntrack_begin(tuple, flow, reply, false) ? TC_ACT_UNSPEC : GO_ON;
 }
 
 /* Choose for the first packet of a flow that asks for a service. Returns GO_ON with the flow in @work, or a verdict. */
@@ -339,6 +379,9 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 	asked.address = packet->tuple.destination;
 	asked.port = packet->tuple.destination_port;
 	frontend = lb_frontend(&asked, packet->tuple.protocol);
+	if (!frontend && hook == HOOK_INGRESS && dsr_read(skb, packet, &asked) &&
+	    dsr_is_offered(&asked, packet))
+		return begin_return(work, &asked);
 	if (!frontend || packet->kind == PACKET_LATER_FRAGMENT)
 		return decline(skb, packet, hook);
 	return serve(skb, work, frontend, hook);

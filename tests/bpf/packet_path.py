@@ -195,6 +195,13 @@ class PacketPath:
             self.store.maps["frontends"].update(key.pack(), value.pack())
         return service
 
+    def rewrite(self, frontend: End, protocol: str, segment: Segment) -> None:
+        """Let a frontend lead to other backends, as an edit of its service's endpoints does."""
+        key = FrontendKey(parse_address(frontend.address), frontend.port, Protocol[protocol.upper()]).pack()
+        base = self._segment(segment)
+        before = Frontend.unpack(self.store.maps["frontends"].lookup(key) or b"")
+        self.store.maps["frontends"].update(key, before._replace(inside=base, outside=base).pack())
+
     def reserve(self, address: str) -> None:
         """Say that an address is a ClusterIP, whose other ports are refused."""
         key = parse_address(address) + bytes(4)
@@ -238,7 +245,7 @@ class PacketPath:
 
     def flows(self) -> list[FlowEntry]:
         """Read conntrack."""
-        return [_flow(key, value) for key, value in self.store.maps["conntrack"].items()]
+        return [read_flow(key, value) for key, value in self.store.maps["conntrack"].items()]
 
     def counted(self) -> dict[Counter, int]:
         """Say what was counted since the test began, or this was last asked; without zeros."""
@@ -248,11 +255,13 @@ class PacketPath:
 
 
 @contextlib.contextmanager
-def opened(node: Node, directory: Path, specs: tuple[MapSpec, ...]) -> Iterator[PacketPath]:
+def opened(
+    node: Node, directory: Path, specs: tuple[MapSpec, ...], options: ProgramOptions | None = None
+) -> Iterator[PacketPath]:
     """Make maps and programs in a directory of a bpffs, for a node that was furnished."""
     store = MapStore.open(directory, specs)
     try:
-        programs = open_or_load(directory, store, specs, ProgramOptions())
+        programs = open_or_load(directory, store, specs, options or ProgramOptions())
         try:
             yield PacketPath(node, store, programs.packets)
         finally:
@@ -261,7 +270,8 @@ def opened(node: Node, directory: Path, specs: tuple[MapSpec, ...]) -> Iterator[
         store.close()
 
 
-def _flow(key: bytes, value: bytes) -> FlowEntry:
+def read_flow(key: bytes, value: bytes) -> FlowEntry:
+    """Read an entry of conntrack."""
     source, destination, source_port, destination_port, protocol, _ = TUPLE.packer.unpack(key)
     asked = _end(source, source_port), _end(destination, destination_port)
     source, destination, source_port, destination_port, service, _, device, flags = FLOW.packer.unpack(value)

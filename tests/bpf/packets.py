@@ -159,12 +159,12 @@ def fragments(whole: Packet, size: int, identification: int = 77) -> list[Packet
     for offset in range(0, len(body), size):
         is_last = offset + size >= len(body)
         if is_ipv6:
-            head = network(ip.src, ip.dst, nh=44)
+            head = network(ip.src, ip.dst, nh=44, hlim=ip.hlim)
             middle = IPv6ExtHdrFragment(nh=ip.nh, offset=offset // 8, m=int(not is_last), id=identification)
             built = head / middle / Raw(body[offset : offset + size])
         else:
             flags = 0 if is_last else "MF"
-            head = network(ip.src, ip.dst, id=identification, frag=offset // 8, flags=flags, proto=ip.proto)
+            head = network(ip.src, ip.dst, ttl=ip.ttl, id=identification, frag=offset // 8, flags=flags, proto=ip.proto)
             built = head / Raw(body[offset : offset + size])
         pieces.append(Ether(bytes(built)))
     return pieces

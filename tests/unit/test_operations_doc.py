@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+import agent
 from agent.cli.flags import FLAGS
 from agent.config import describe, load
 from agent.config_fields import FIELDS
+from agent.core.abi import Counter
 from tests.unit.test_manifests_yaml import MANIFESTS, metric_families
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/operations.md").read_text(encoding="utf-8")
@@ -73,6 +75,20 @@ def test_defaults_in_words_are_those_without_a_value() -> None:
 
 def test_every_metric_is_there() -> None:
     assert {name for row in table("Metrics") for name in _CODE.findall(row[0])} == metric_families()
+
+
+def test_every_event_of_the_dataplane_is_there() -> None:
+    said = TEXT.split("| `event` | counts |\n", 1)[1].split("\n\n", 1)[0]
+
+    assert set(re.findall(r"^\| `(\w+)` \|", said, re.MULTILINE)) == {count.name.lower() for count in Counter}
+
+
+def test_every_reason_of_an_event_is_there() -> None:
+    sources = (Path(agent.__file__).parent / name for name in ("app.py", "sources/kube_events.py"))
+    warned = {reason for source in sources for reason in re.findall(r'warn\(\w+, "(\w+)"', source.read_text("utf-8"))}
+
+    assert warned
+    assert {row[0].strip("`") for row in table("Events")} == warned
 
 
 def test_every_alert_is_there() -> None:

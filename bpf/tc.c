@@ -21,9 +21,10 @@
 #include "fragment.h"
 #include "dsr.h"
 
-#define TC_ACT_UNSPEC (-1) /* go on to the next program, or to the stack */
-#define TC_ACT_SHOT   2
-#define GO_ON         100 /* no verdict yet: translate */
+#define TC_ACT_UNSPEC    (-1) /* go on to the next program, or to the stack */
+#define TC_ACT_SHOT      2
+#define PACKET_OTHERHOST 3   /* __sk_buff.pkt_type: the frame is for somebody else */
+#define GO_ON            100 /* no verdict yet: translate */
 
 enum hook {
 	HOOK_INGRESS,
@@ -147,20 +148,24 @@ static __always_inline void refresh(struct __sk_buff *skb, const struct packet *
 		flow->device = device;
 }
 
+static __always_inline u32 device_flags(const struct packet *packet)
+{
+	u32 ifindex = packet->ifindex;
+	struct device *device = devices.lookup(&ifindex);
+
+	return device ? device->flags : 0;
+}
+
 /* Tell where a flow starts: by the client's address, or by the device its packets come in by. */
 static __always_inline enum origin_kind origin_of(const struct packet *packet, enum hook hook)
 {
 	struct address_range range = { .prefix_bits = 128, .address = packet->tuple.source };
-	struct device *device;
-	u32 ifindex;
 
 	if (route_is_own(&packet->tuple.source))
 		return ORIGIN_HOST;
 	if (pod_ranges.lookup(&range))
 		return ORIGIN_POD;
-	ifindex = packet->ifindex;
-	device = hook == HOOK_INGRESS ? devices.lookup(&ifindex) : NULL;
-	return device && device->flags & DEVICE_PODS ? ORIGIN_POD : ORIGIN_OUTSIDE;
+	return hook == HOOK_INGRESS && device_flags(packet) & DEVICE_PODS ? ORIGIN_POD : ORIGIN_OUTSIDE;
 }
 
 /* Whether a client may use a frontend that has source ranges. */
@@ -413,6 +418,10 @@ static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 	int verdict;
 
 	if (!work || skb->vlan_present || !parse_packet(skb, &work->packet))
+		return TC_ACT_UNSPEC;
+	/* A bridge that does not know where a host is floods what is for it: only at a bridge's port may it be for us. */
+	if (hook == HOOK_INGRESS && skb->pkt_type == PACKET_OTHERHOST &&
+	    !(device_flags(&work->packet) & DEVICE_PORT))
 		return TC_ACT_UNSPEC;
 	verdict = join_fragments(skb, work, hook);
 	if (verdict == GO_ON)

@@ -189,6 +189,7 @@ struct device {
 	u32 flags; /* DEVICE_* */
 };
 
+#define DEVICE_PORT 2 /* it is a bridge's: what it takes in may be for the bridge */
 #define DEVICE_PODS 1 /* what comes in by it comes from the cluster's pods */
 
 /* A fragmented packet, whose ports only its first fragment carries. */

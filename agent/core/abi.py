@@ -102,6 +102,8 @@ U64 = _layout("u64", value="Q")
 SEGMENT_DROP = 1
 DEVICE_PODS = 1
 """What comes in by a device comes from the cluster's pods."""
+DEVICE_PORT = 2
+"""It is a port of a bridge: what it takes in may be for the bridge."""
 BASE_REJECT = 0
 BASE_DROP = 1
 FIRST_FREE_SLOT = 2

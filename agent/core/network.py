@@ -14,7 +14,7 @@ from enum import IntFlag
 from functools import cached_property
 from typing import NamedTuple
 
-from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, U32
+from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, DEVICE_PORT, U32
 from agent.core.addresses import IPV4_PREFIX, parse_address
 from agent.core.records import ADDRESS_SIZE
 
@@ -184,11 +184,14 @@ def address_entries(network: Network) -> Entries:
 def device_entries(network: Network, pods: PodDetection) -> Entries:
     """Write the map ``devices``: what there is something to say of."""
     addresses = network.masquerade_addresses()
-    pod_devices = pods.devices(network.devices)
+    flags = dict.fromkeys(pods.devices(network.devices), DEVICE_PODS)
+    for device in network.devices:
+        if device.master_kind == "bridge":
+            flags[device.ifindex] = flags.get(device.ifindex, 0) | DEVICE_PORT
     none = (bytes(ADDRESS_SIZE), bytes(ADDRESS_SIZE))
     return {
-        _number(ifindex): DEVICE.packer.pack(*addresses.get(ifindex, none), DEVICE_PODS * (ifindex in pod_devices))
-        for ifindex in addresses.keys() | pod_devices
+        _number(ifindex): DEVICE.packer.pack(*addresses.get(ifindex, none), flags.get(ifindex, 0))
+        for ifindex in addresses.keys() | flags.keys()
     }
 
 

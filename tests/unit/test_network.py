@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS
+from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, DEVICE_PORT
 from agent.core.addresses import format_address, parse_address
 from agent.core.network import (
     LOOPBACK,
@@ -144,8 +144,10 @@ def test_the_devices_that_pods_come_by(pods, devices, needs_node):
     entries = device_entries(Network(DEVICES, (address("192.0.2.1", device=4),)), pods)
 
     flags = {int.from_bytes(key, "little"): DEVICE.packer.unpack(value) for key, value in entries.items()}
-    assert devices == {ifindex for ifindex, (*_, flag) in flags.items() if flag == DEVICE_PODS}
-    assert {0, 4} | devices == flags.keys()
+    ports = {device.ifindex for device in DEVICES if device.master_kind == "bridge"}
+    assert devices == {ifindex for ifindex, (*_, flag) in flags.items() if flag & DEVICE_PODS}
+    assert ports == {ifindex for ifindex, (*_, flag) in flags.items() if flag & DEVICE_PORT}
+    assert {0, 4} | ports | devices == flags.keys()
     assert parse_address("192.0.2.1") == flags[4][0]
     assert bytes(16) == flags[4][1]
     assert needs_node == pods.needs_node

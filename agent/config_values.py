@@ -208,13 +208,18 @@ def _split(written: str, default_port: int) -> tuple[str, int]:
 
 def networks(value: object) -> tuple[Network, ...]:
     """Read prefixes: a list, or text with commas between them."""
-    found = []
-    for item in _strings(value):
-        try:
-            found.append(ipaddress.ip_network(item, strict=False))
-        except ValueError as error:
-            raise ValueError(f"holds {item!r}; accepted: prefixes like 10.244.0.0/16, a list or with commas") from error
-    return tuple(found)
+    return tuple(map(_network, _strings(value)))
+
+
+def _network(text: str) -> Network:
+    accepted = "accepted: prefixes like 10.244.0.0/16, a list or with commas"
+    try:
+        found = ipaddress.ip_network(text, strict=False)
+    except ValueError as error:
+        raise ValueError(f"holds {text!r}; {accepted}") from error
+    if isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped is not None:
+        raise ValueError(f"holds {text!r}, IPv4 in the form of IPv6; {accepted}")
+    return found
 
 
 def ranges(most: int) -> Callable[[object], tuple[Network, ...]]:

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 import agent
-from agent.core.records import Family, Kind, Malformed
+from agent.core.records import Family, Kind, Malformed, ObjectKey
 
 FAMILIES = ("IPv4", "IPv6")
 _SYNC_BUCKETS = tuple(0.000_1 * 2**i for i in range(16))
@@ -65,6 +65,16 @@ class Metrics:
             family,
             registry=registry,
         )
+        self._no_local_endpoints = Gauge(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Service ports whose traffic policy is Local, with endpoints, and none of them here",
+            (*family, "traffic_policy"),
+            registry=registry,
+        )
+        self._lacking: dict[ObjectKey, list[tuple[Family, str]]] = {}
+        for each in FAMILIES:
+            for policy in ("internal", "external"):
+                self._no_local_endpoints.labels(each, policy)
         self._programming = Histogram(
             "kubeproxy_network_programming_duration_seconds",
             "Time from the change that caused an EndpointSlice's version to its being in the maps",
@@ -138,6 +148,15 @@ class Metrics:
             label = f"IPv{family.value}"
             self._cleaning.labels(label).observe(duration_s)
             self._cleaned.labels(label).inc(deleted.get(family, 0))
+
+    def lacks_local(self, service: ObjectKey, ports: Sequence[tuple[Family, str]]) -> None:
+        """Note which ports of a Service have all their endpoints elsewhere: family and traffic policy of each."""
+        before = self._lacking.pop(service, ())
+        if ports:
+            self._lacking[service] = list(ports)
+        for sign, lacking in ((-1, before), (1, ports)):
+            for family, policy in lacking:
+                self._no_local_endpoints.labels(f"IPv{family.value}", policy).inc(sign)
 
     def counted(self, name: str, entries: int) -> None:
         """Note how many entries a map had when somebody went through all of it."""

@@ -93,6 +93,7 @@ CONFIG_MAP = yaml.safe_dump(
 )
 KUBEADM_INIT = f"apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\n---\n{KUBEADM}"
 SOURCE_PORTS = "accepted: FIRST-LAST, from 1024 to 65535, 1024 ports or more"
+PREFIXES = "accepted: prefixes like 10.244.0.0/16, a list or with commas"
 DEVICE_NAME = "accepted: the name of a network device, at most 15 characters"
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
@@ -269,6 +270,10 @@ def test_a_field_is_applied(from_text, text, attribute, expected):
         (
             "clusterCIDR: 10.0.0.0/33",
             "clusterCIDR: holds '10.0.0.0/33'; accepted: prefixes like 10.244.0.0/16, a list or with commas",
+        ),
+        (
+            "clusterCIDR: '::ffff:10.0.0.0/104'",
+            f"clusterCIDR: holds '::ffff:10.0.0.0/104', IPv4 in the form of IPv6; {PREFIXES}",
         ),
         ("clusterCIDR: 7", "clusterCIDR: is a number; accepted: a list of strings, or a string with commas"),
         (

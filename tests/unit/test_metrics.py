@@ -66,6 +66,25 @@ def test_deleted_flows_count_for_their_family():
         assert read("kubeproxy_conntrack_reconciler_sync_duration_seconds_sum", family) == 0.5
 
 
+def no_local_endpoints(metrics: Metrics) -> list[float]:
+    name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total"
+    labels = [{"ip_family": f, "traffic_policy": p} for f in ("IPv4", "IPv6") for p in ("internal", "external")]
+    return [metrics.registry.get_sample_value(name, each) for each in labels]
+
+
+def test_ports_without_local_endpoints_are_counted_as_they_are_now():
+    metrics = Metrics()
+    assert no_local_endpoints(metrics) == [0, 0, 0, 0]
+
+    metrics.lacks_local(key("web"), [(Family.IPV4, "internal"), (Family.IPV4, "external"), (Family.IPV6, "external")])
+    metrics.lacks_local(key("api"), [(Family.IPV4, "external"), (Family.IPV4, "external")])
+    assert no_local_endpoints(metrics) == [1, 3, 0, 1]
+
+    metrics.lacks_local(key("web"), [(Family.IPV4, "internal")])
+    metrics.lacks_local(key("api"), ())
+    assert no_local_endpoints(metrics) == [1, 0, 0, 0]
+
+
 def test_errors_drift_and_malformed_objects():
     metrics = Metrics()
     metrics.error("dataplane")

@@ -44,7 +44,7 @@ class Reconciler:
     """Keeps one dataplane as one model desires.
 
     ``sync_period_s`` bounds the wait before a failed write is tried again; every ``drift_period_s`` the maps are read
-    back, compared and healed.
+    back, compared and healed. ``on_synced`` is called on the thread, whenever what was taken in is programmed.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Reconciler:
         drift_period_s: float,
         on_degraded: DegradedListener,
         flows: FlowSweep | None = None,
+        on_synced: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.dataplane = dataplane
@@ -73,6 +74,9 @@ class Reconciler:
         self._sync_period_s = sync_period_s
         self._drift_period_s = drift_period_s
         self._on_degraded = on_degraded
+        self._on_synced = on_synced
+        self._has_news = True
+        """Whether anything was taken in since ``on_synced`` was last called."""
         self._queue: queue.SimpleQueue[Event | Network | Question | None] = queue.SimpleQueue()
         self._settling = threading.Lock()
         self._held: set[ObjectKey] = set()
@@ -148,6 +152,7 @@ class Reconciler:
                 return False
         except queue.Empty:
             self._drained_at = time.monotonic()
+        self._has_news |= rest < _BATCH_LIMIT
         if self._taken:
             self._metrics.taken_in(self._taken)
             self._taken.clear()
@@ -199,6 +204,9 @@ class Reconciler:
             self._recover(error)
             return
         self._retry_s = _RETRY_FLOOR_S
+        if self._has_news:
+            self._has_news = False
+            self._on_synced()
         with self._settling:
             if self._queue.empty():
                 self.pending_since = None

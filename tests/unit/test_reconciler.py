@@ -94,3 +94,30 @@ def test_nothing_waits_once_all_is_written(agent):
     turn(agent)
 
     assert agent.reconciler.pending_since is None
+
+
+@pytest.fixture
+def synced(agent) -> list[int]:
+    """How many Services the model had each time everything was said to be programmed."""
+    told: list[int] = []
+    agent.reconciler._on_synced = lambda: told.append(len(agent.model.services))
+    return told
+
+
+def test_who_waits_for_what_is_programmed_is_told_once_for_each_change(agent, synced):
+    submit(agent, "10.0.0.1", "10.0.0.2")
+    turn(agent)
+    agent.reconciler._turn()
+
+    assert synced == [1]
+
+
+def test_who_waits_is_told_after_a_failure_when_the_maps_have_it(agent, clock, synced):
+    submit(agent, "10.0.0.1")
+    agent.maps.fail_after = 0
+    turn(agent)
+    assert synced == []
+
+    clock.now += 60
+    agent.reconciler._turn()
+    assert synced == [1]

@@ -51,6 +51,8 @@ from tests.lab.lab import Node
 
 SOURCE_PORTS = range(10_000, 30_000)
 """What masqueraded flows get, unless the agent is told otherwise."""
+FRAGMENT_PLACES = 4
+"""How many fragments of one packet wait for its first one."""
 NODE = ("172.30.0.2", "fd00:172:30::2")
 """The node's addresses, at its first uplink."""
 NODE_SECOND = ("172.31.0.2", "fd00:172:31::2")
@@ -68,6 +70,10 @@ SECOND_REMOTE_POD = ("10.180.3.10", "fd00:10:180:3::10")
 POD_RANGES = ("10.180.0.0/16", "fd00:10:180::/48")
 GATEWAY = ("172.30.0.254", "fd00:172:30::254")
 _SECOND_GATEWAY = ("172.31.0.3", "fd00:172:31::3")
+_CLEARED = (
+    *("frontends", "conntrack", "affinity", "source_ranges", "pod_ranges"),
+    *("fragments", "held_fragments", "node_addresses", "devices"),
+)
 _NEIGHBOUR_MAC = "02:00:00:00:00:01"
 
 
@@ -130,11 +136,7 @@ class PacketPath:
 
     def clear(self) -> None:
         """Begin anew: no services, no flows, the node's own addresses and devices."""
-        for name in ("frontends", "conntrack", "affinity", "source_ranges", "pod_ranges", "fragments"):
-            opened = self.store.maps[name]
-            for key in list(_keys(opened)):
-                opened.delete(key)
-        for name in ("node_addresses", "devices"):
+        for name in _CLEARED:
             for key in list(_keys(self.store.maps[name])):
                 self.store.maps[name].delete(key)
         self._next_slot = FIRST_FREE_SLOT

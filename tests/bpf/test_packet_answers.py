@@ -315,7 +315,7 @@ def strangers() -> dict[str, Packet]:
         "arp": Ether(bytes(Ether() / ARP(psrc=at.POD_ONE[0], pdst="10.180.2.1") / Raw(bytes(18)))),
         "gre": settle(network(at.POD_ONE[0], at.REMOTE_POD[0], proto=47) / Raw(PAYLOAD)),
         "esp6": settle(network(at.POD_ONE[1], at.REMOTE_POD[1], nh=50) / Raw(PAYLOAD)),
-        "fragment": fragments(packet("udp", pod, other, payload=bytes(100)), 64)[1],
+        "first fragment": fragments(packet("udp", pod, other, payload=bytes(100)), 64)[0],
         "multicast": packet("udp", pod, End("224.0.0.251", 5353)),
         "other port": packet("tcp", pod, End("10.96.0.10", 443)),
         "other protocol": packet("udp", pod, End("10.96.0.10", 80)),

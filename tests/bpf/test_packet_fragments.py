@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from scapy.packet import Packet
 
-from agent.core.abi import FlowFlag
+from agent.core.abi import Counter, FlowFlag
 from tests.bpf import packet_path as at
-from tests.bpf.harness import TC_ACT_REDIRECT, TC_ACT_UNSPEC, Ran
+from tests.bpf.harness import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, Ran
 from tests.bpf.packet_path import PacketPath, to
 from tests.bpf.packets import End, fragments, moved, packet
 from tests.bpf.talk import NUMBERS, TARGET, Talk
@@ -95,20 +95,43 @@ def _cut(before: Packet, after: Packet) -> list[tuple[Packet, Packet]]:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (0, 2, 1)], ids=str)
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 1, 0), (0, 2, 1), (2, 0, 1)], ids=str)
 def test_fragments_in_any_order(path, order, number):
-    """What comes before the first fragment cannot be told whose it is: it may be lost, but never be sent wrongly."""
+    """What comes before the first fragment waits for it, and is then sent again behind it as if it came just now."""
     talk = Talk(path, "udp", number)
     talk.ask()
     whole = packet("udp", talk.client, talk.frontend, payload=bytes(range(200)) * 5)
     pieces = fragments(whole, 400)
     wanted = fragments(moved(whole, source=talk.source, destination=talk.backend, ttl=63), 400)
-    has_first = False
+    early = order[: order.index(0)]
 
-    for index in order:
-        has_first |= index == 0
+    for index in early:
         ran = path.ingress("eth0", pieces[index])
-        if has_first:
-            check(ran, TC_ACT_REDIRECT, wanted[index])
-        else:
-            assert ran.packet == bytes(pieces[index])
+        assert (ran.verdict, ran.packet) == (TC_ACT_SHOT, bytes(pieces[index]))
+    if early:
+        check(path.ingress("eth0", pieces[0]), TC_ACT_REDIRECT, pieces[early[-1]])
+    # Where packets really go, all but the last of those that waited were sent by the program itself.
+    for index in (0, *early, *order[order.index(0) + 1 :]):
+        check(path.ingress("eth0", pieces[index]), TC_ACT_REDIRECT, wanted[index])
+    assert Counter.FRAGMENT_LOST not in path.counted()
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_fragments_of_a_stranger_are_left_alone(path, number):
+    whole = packet("udp", End(at.POD_ONE[number], 4000), End(at.REMOTE_POD[number], TARGET), payload=bytes(1000))
+
+    for piece in fragments(whole, 400):
+        check(path.ingress("one", piece), TC_ACT_UNSPEC, piece)
+        check(path.egress("eth0", piece), TC_ACT_UNSPEC, piece)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_more_early_fragments_than_there_is_room_for(path, number):
+    whole = packet("udp", End(at.OUTSIDE[number], 4000), End(at.NODE[number], 30080), payload=bytes(1000))
+    pieces = fragments(whole, 160)[1:]
+    assert len(pieces) > at.FRAGMENT_PLACES
+
+    verdicts = [path.ingress("eth0", piece).verdict for piece in pieces]
+
+    assert verdicts == [TC_ACT_SHOT] * len(pieces)
+    assert path.counted() == {Counter.FRAGMENT_LOST: len(pieces) - at.FRAGMENT_PLACES}

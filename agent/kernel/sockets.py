@@ -37,6 +37,7 @@ log = logging.getLogger("ebproxy.sockets")
 _OWN = Path("/proc/thread-self/ns/net")
 _NAMED = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
+_CAP_SYS_ADMIN = 21
 _REST_S = 1.0
 """After a change, when to look once more: for a socket that was connecting while the maps changed."""
 _REST_FACTOR = 10
@@ -79,7 +80,8 @@ class _Wanted:
 class StaleSockets:
     """Destroys connected UDP sockets whose backend no longer serves what they asked for.
 
-    ``counts``: sockets ``destroyed``, those that were ``gone`` by then, ``failed``; namespaces ``unreached``.
+    ``counts``: sockets ``destroyed``, those that were ``gone`` by then, ``failed``; namespaces ``unreached`` (one for
+    all where none may be entered).
     """
 
     def __init__(self, origins: bpf.Map, peers: bpf.Map, services: UdpServices) -> None:
@@ -177,6 +179,10 @@ class StaleSockets:
         home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
         try:
             yield _diag()
+            if not _may_enter():
+                self._tell("UDP sockets of other network namespaces cannot be looked after: SYS_ADMIN is missing")
+                self.counts["unreached"] += 1
+                return
             for path in _others(os.fstat(home)):
                 try:
                     yield _diag_in(path, home)
@@ -324,6 +330,13 @@ def _enter(namespace: int) -> None:
     if _libc.setns(namespace, _CLONE_NEWNET):
         code = ctypes.get_errno()
         raise OSError(code, f"setns: {os.strerror(code)}")
+
+
+def _may_enter() -> bool:
+    """Whether this process may enter namespaces at all."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+    return bool(int(effective, 16) & 1 << _CAP_SYS_ADMIN)
 
 
 def _others(own: os.stat_result) -> Iterator[Path]:

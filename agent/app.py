@@ -19,19 +19,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import agent
 from agent.config import Config
-from agent.config_fields import DetectLocalMode
+from agent.config_options import dataplane_options, flow_timeouts
 from agent.config_remarks import read_ephemeral_ports, remarks
-from agent.core.flows import Timeouts, UdpServices
+from agent.core.flows import UdpServices
 from agent.core.model import Model
-from agent.core.network import DevicePatterns, Network, PodDetection
+from agent.core.network import Network
 from agent.core.records import ObjectKey
 from agent.errors import ConfigError, DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
 from agent.kernel import netlink, probe
-from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.conntrack import FlowSweep, Swept
-from agent.kernel.dataplane import Dataplane, DataplaneOptions
+from agent.kernel.dataplane import Dataplane
 from agent.kernel.follower import NetworkFollower
-from agent.kernel.programs import ProgramOptions
 from agent.kernel.sockets import StaleSockets
 from agent.live_metrics import LiveMetrics
 from agent.observe.control import ControlServer
@@ -96,7 +94,7 @@ class Agent:
         if self._client:
             self._client.connect()  # before anything is put into the kernel that nobody would fill
         self.follower = NetworkFollower(self._on_network)
-        self.dataplane = Dataplane(_dataplane_options(config))
+        self.dataplane = Dataplane(dataplane_options(config))
         self.dataplane.follow(self.follower.network, None)
         self._opened = netlink.open_loopback()
         if not self.dataplane.is_migrating:
@@ -127,7 +125,7 @@ class Agent:
     def _make_flows(self) -> FlowSweep:
         maps, services = self.dataplane.store.maps, UdpServices()
         sockets = StaleSockets(maps["socket_origins"], maps["peer_origins"], services)
-        timeouts = _flow_timeouts(self.config)
+        timeouts = flow_timeouts(self.config)
         flows = FlowSweep(maps["conntrack"], timeouts, sockets, services, self.names.successors)
         flows.on_pass = self._on_swept
         return flows
@@ -228,60 +226,6 @@ def _begin_client(config: Config) -> KubeClient:
 
     limit = RequestLimit(config.api_qps, config.api_burst) if config.api_qps > 0 else None
     return KubeClient(KubeTarget(config.kubeconfig, config.api_server or None), limit=limit)
-
-
-def _dataplane_options(config: Config) -> DataplaneOptions:
-    return DataplaneOptions(
-        config.bpffs,
-        _cgroup_root(config),
-        config.map_sizes,
-        ProgramOptions(
-            remember_peer=config.remember_peer,
-            host_only=config.socket_lb == "host",
-            source_ports=config.source_ports,
-            tcp_established_s=round(config.tcp_established_timeout_s),
-            tcp_close_wait_s=round(config.tcp_close_wait_timeout_s),
-            udp_s=round(config.udp_timeout_s),
-            udp_stream_s=round(config.udp_stream_timeout_s),
-        ),
-        config.socket_lb != "off",
-        DevicePatterns(config.devices, config.exclude_devices),
-        _pod_detection(config),
-    )
-
-
-def _flow_timeouts(config: Config) -> Timeouts:
-    return Timeouts(
-        tcp_established_s=round(config.tcp_established_timeout_s),
-        tcp_close_wait_s=round(config.tcp_close_wait_timeout_s),
-        udp_s=round(config.udp_timeout_s),
-        udp_stream_s=round(config.udp_stream_timeout_s),
-    )
-
-
-def _cgroup_root(config: Config) -> Path | None:
-    try:
-        found = find_cgroup_root(config.cgroup_root)
-    except UnsupportedKernel as error:
-        if config.socket_lb != "off":
-            raise
-        log.warning("%s; NodePorts are not kept from processes of the node", error)
-        return None
-    if found.warning:
-        log.warning("%s", found.warning)
-    return found.path
-
-
-def _pod_detection(config: Config) -> PodDetection:
-    match config.detect_local_mode:
-        case DetectLocalMode.CLUSTER_CIDR:
-            return PodDetection(tuple(map(str, config.cluster_cidrs)))
-        case DetectLocalMode.NODE_CIDR:
-            return PodDetection()
-        case DetectLocalMode.BRIDGE_INTERFACE:
-            return PodDetection(bridge=config.detect_local_bridge)
-        case DetectLocalMode.INTERFACE_NAME_PREFIX:
-            return PodDetection(prefix=config.detect_local_prefix)
 
 
 def run(config: Config) -> int:

@@ -302,7 +302,7 @@ class Reconciler:
         self.dataplane.store.apply(plan)
         for base, order in plan.freed:
             self.planner.allocator.rest(base, order, now)
-        if plan.removed_frontends:
+        if plan.removed_frontends or plan.removed_source_ranges:
             self.model.dirty.update(key for key, _ in self.planner.degraded)
             if self.flows:
                 self.flows.note_removed(plan.removed_frontends)
@@ -367,7 +367,8 @@ class Reconciler:
         store = self.dataplane.store
         sizes = self.dataplane.options.sizes
         # One frontend is left to the self-test, which an agent must pass also where the map is full.
-        return Planner(sizes.segments, sizes.frontends - 1, store.read_state(), self._names.last_id)
+        state, last_id = store.read_state(), self._names.last_id
+        return Planner(sizes.segments, sizes.frontends - 1, state, last_id, sizes.source_ranges)
 
     def _heal_drift(self) -> None:
         """Compare hooks and maps with what was planned; attach again, or read back and plan anew."""

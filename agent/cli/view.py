@@ -74,7 +74,7 @@ def read_services(store: MapStore, state_dir: Path) -> list[ServicePortView]:
 def format_frontend(key: bytes) -> str:
     """Write a packed frontend key as ``address:port/PROTOCOL``."""
     frontend = FrontendKey.unpack(key)
-    return f"{format_endpoint(frontend.address, frontend.port)}/{frontend.protocol.name}"
+    return f"{format_endpoint(frontend.address, frontend.port)}/{frontend.protocol_name}"
 
 
 def format_backends(slots: bytes) -> tuple[str, ...]:

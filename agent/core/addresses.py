@@ -3,10 +3,49 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import NamedTuple
 
 from agent.core.records import Family
 
 IPV4_PREFIX = bytes(10) + b"\xff\xff"
+_BITS = 128
+_V4_BITS = 96
+
+
+class AddressRange(NamedTuple):
+    """Addresses that begin alike: the first, and how many of its 128 bits they share."""
+
+    address: bytes
+    prefix_bits: int
+
+    @classmethod
+    def parse(cls, text: str) -> AddressRange:
+        """Parse a network of either family, whose host bits need not be zero. Raises: ValueError."""
+        network = ipaddress.ip_network(text, strict=False)
+        packed = network.network_address.packed
+        if isinstance(network, ipaddress.IPv4Network):
+            return cls(IPV4_PREFIX + packed, network.prefixlen + _V4_BITS)
+        if packed.startswith(IPV4_PREFIX):
+            message = f"{text!r} is IPv4 in the form of IPv6"
+            raise ValueError(message)
+        return cls(packed, network.prefixlen)
+
+    @property
+    def family(self) -> Family:
+        """The family of its addresses."""
+        return family_of(self.address)
+
+    @property
+    def is_whole_family(self) -> bool:
+        """Whether every address of its family is in it."""
+        return self.prefix_bits == (_V4_BITS if self.family is Family.IPV4 else 0)
+
+    def contains(self, address: bytes) -> bool:
+        """Tell whether an address is in it; those of the other family are not."""
+        if family_of(address) is not self.family:
+            return False
+        shift = _BITS - self.prefix_bits
+        return int.from_bytes(address, "big") >> shift == int.from_bytes(self.address, "big") >> shift
 
 
 def parse_address(text: str) -> bytes:

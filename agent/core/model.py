@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from agent.core.health import count_local_ready
+from agent.core.options import ServiceOptions
 from agent.core.records import (
+    AddressesChanged,
     Delete,
     Event,
+    HealthCheck,
     Kind,
     ListEnded,
     ListStarted,
@@ -20,16 +24,20 @@ from agent.core.records import (
 )
 from agent.core.services import DesiredPort, resolve
 
+_DEFAULTS = ServiceOptions()
+
 
 class Model:
     """Objects by kind and key. ``dirty`` holds the Services to resolve again; whoever does takes them out.
 
     Until every kind has delivered its first full list (``is_synced``) the model is not to be believed: what is
-    missing may only not have been said yet.
+    missing may only not have been said yet. The same holds for the node's addresses where it ``awaits_addresses``.
     """
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, node_name: str, options: ServiceOptions = _DEFAULTS, *, awaits_addresses: bool = False) -> None:
         self.node = NodeRecord(node_name)
+        self.options = options
+        self.node_port_addresses: tuple[bytes, ...] = ()
         self.node_exists: bool | None = None
         self.node_was_seen = False
         self.services: dict[ObjectKey, ServiceRecord] = {}
@@ -39,13 +47,18 @@ class Model:
         self.unsynced: set[Kind] = set(Kind)
         self.incomplete: set[Kind] = set()
         """Kinds of whose latest list a part could not be read: what is missing may well exist."""
+        self._awaits_addresses = awaits_addresses
         self._owner_of_slice: dict[ObjectKey, ObjectKey] = {}
+        self._with_node_ports: set[ObjectKey] = set()
+        self._health_checks: dict[ObjectKey, HealthCheck] = {}
+        self._unchecked: set[ObjectKey] = set()
+        """Services whose health check may have changed since it was last asked for."""
         self._mentioned: dict[Kind, set[ObjectKey]] = {}
 
     @property
     def is_synced(self) -> bool:
-        """Whether every kind has delivered its first full list."""
-        return not self.unsynced
+        """Whether every kind has delivered its first full list, and the node's addresses are known."""
+        return not self.unsynced and not self._awaits_addresses
 
     def apply(self, event: Event) -> None:
         """Take in one event; the same events in the same order leave the same model."""
@@ -61,6 +74,8 @@ class Model:
                 self._mentioned[kind] = set()
             case ListEnded(kind, is_complete):
                 self._end_list(kind, is_complete=is_complete)
+            case AddressesChanged(local, primary):
+                self._put_addresses(local, primary)
 
     def unread_services(self) -> set[ObjectKey]:
         """Name the Services that exist and have never been readable, they themselves or a slice of theirs.
@@ -79,7 +94,48 @@ class Model:
         """Resolve one Service; nothing where there is none."""
         service = self.services.get(key)
         if service:
-            yield from resolve(service, self.slices.get(key, ()), self.node.zone)
+            slices = self.slices.get(key, ())
+            yield from resolve(service, slices, self.node.zone, self.node_port_addresses, self.options)
+
+    def health_checks(self) -> dict[ObjectKey, HealthCheck]:
+        """Say what load balancers are to be told of each Service that they ask this node about.
+
+        Costs what changed since it was last asked for.
+        """
+        for key in self._unchecked:
+            service = self.services.get(key)
+            port = service.external.health_check_node_port if service and service.external else 0
+            if service and port and service.cluster_ips:
+                self._health_checks[key] = HealthCheck(port, count_local_ready(self.slices.get(key, ())))
+            else:
+                self._health_checks.pop(key, None)
+        self._unchecked.clear()
+        return dict(self._health_checks)
+
+    def _touch(self, key: ObjectKey) -> None:
+        """Have a Service resolved again."""
+        self.dirty.add(key)
+        if key in self._health_checks:
+            self._unchecked.add(key)
+
+    def _put_service(self, record: ServiceRecord) -> None:
+        if self.services.get(record.key) == record:
+            return
+        self.services[record.key] = record
+        if record.external is not None and any(port.node_port for port in record.ports):
+            self._with_node_ports.add(record.key)
+        else:
+            self._with_node_ports.discard(record.key)
+        if record.external is not None and record.external.health_check_node_port:
+            self._unchecked.add(record.key)
+        self._touch(record.key)
+
+    def _put_addresses(self, local: frozenset[bytes], primary: frozenset[bytes]) -> None:
+        self._awaits_addresses = False
+        addresses = self.options.node_port_addresses(local, primary)
+        if addresses != self.node_port_addresses:
+            self.node_port_addresses = addresses
+            self.dirty |= self._with_node_ports
 
     def _mention(self, kind: Kind, key: ObjectKey) -> None:
         if kind in self._mentioned:
@@ -92,9 +148,7 @@ class Model:
                 self._put_slice(record)
             case ServiceRecord():
                 self._forget_fault(Kind.SERVICE, record.key)
-                if self.services.get(record.key) != record:
-                    self.services[record.key] = record
-                    self.dirty.add(record.key)
+                self._put_service(record)
             case NodeRecord():
                 self._forget_fault(Kind.NODE, ObjectKey("", record.name))
                 self._put_node(record)
@@ -120,7 +174,7 @@ class Model:
             return
         self._owner_of_slice[record.key] = record.service
         self.slices[record.service] = (*(piece for piece in pieces if piece.key != record.key), record)
-        self.dirty.add(record.service)
+        self._touch(record.service)
 
     def _drop_slice(self, key: ObjectKey) -> None:
         owner = self._owner_of_slice.pop(key, None)
@@ -131,7 +185,7 @@ class Model:
             self.slices[owner] = rest
         else:
             del self.slices[owner]
-        self.dirty.add(owner)
+        self._touch(owner)
 
     def _delete(self, kind: Kind, key: ObjectKey) -> None:
         was_malformed = self.malformed.pop((kind, key), None)
@@ -139,8 +193,9 @@ class Model:
             self._mentioned[kind].discard(key)
         match kind:
             case Kind.SERVICE:
+                self._with_node_ports.discard(key)
                 if self.services.pop(key, None) or was_malformed:
-                    self.dirty.add(key)
+                    self._touch(key)
             case Kind.ENDPOINT_SLICE:
                 self._drop_slice(key)
                 if was_malformed and was_malformed.service:

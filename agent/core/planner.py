@@ -1,20 +1,26 @@
 """The planner: knows what is in the kernel, and plans one Service at a time towards what is desired.
 
-A segment that keeps its size is edited in place: a new backend goes into the hole a removed one leaves, or behind the
-last; a hole that stays is filled with the last backend before the header's count is lowered. One that outgrows its
-block is written anew elsewhere, and the frontends are turned to it.
+Each service port of each family has a placement: up to two segments (``agent.core.placing``), and the frontends that
+lead to them. What a former agent left is adopted by the placement that wants the same (``agent.core.adoption``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import Counter as Tally
+from collections.abc import Container, Iterable, Mapping
 
-from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, SLOT, Frontend, pack_header
-from agent.core.plan import KernelState, Placement, Plan, split_slots
-from agent.core.records import ObjectKey
-from agent.core.segments import SegmentAllocator, order_for
+from agent.core.abi import Frontend
+from agent.core.adoption import Leftovers
+from agent.core.frontends import RESERVED, Role, Which, shared_roles
+from agent.core.placing import free, place
+from agent.core.plan import Bases, KernelState, Placement, Plan, Segment
+from agent.core.records import Family, ObjectKey
+from agent.core.segments import SegmentAllocator
 from agent.core.services import Backends, DesiredPort, PortName
+from agent.core.source_ranges import SourceRanges
 from agent.errors import CapacityError
+
+_Before = tuple[tuple[bytes, ...], tuple[Role, ...], Bases, int]
 
 
 class Planner:
@@ -24,7 +30,14 @@ class Planner:
     kernel holds: start anew with what is read back.
     """
 
-    def __init__(self, segment_slots: int, frontend_limit: int, state: KernelState, last_id: int = 0) -> None:
+    def __init__(
+        self,
+        segment_slots: int,
+        frontend_limit: int,
+        state: KernelState,
+        last_id: int = 0,
+        source_range_limit: int = 16_384,
+    ) -> None:
         """``last_id``: the highest service id that was ever given out, where that is known."""
         self.allocator = SegmentAllocator(segment_slots)
         self.frontend_limit = frontend_limit
@@ -32,22 +45,25 @@ class Planner:
         self.degraded: dict[tuple[ObjectKey, PortName], str] = {}
         self.to_replan: set[ObjectKey] = set()
         """Services whose turn has come because another let go of what they claim."""
+        self.source_ranges = SourceRanges(source_range_limit, len(state.source_ranges))
         self._owners: dict[bytes, Placement] = {}
         self._losers: dict[bytes, set[ObjectKey]] = {}
-        self._found = dict(state.frontends)
-        self._found_segments: dict[int, tuple[int, bytes, bool]] = {}
-        self._adopted_ids: set[int] = set()
-        self._next_id = 1 + max((frontend.service for frontend in state.frontends.values()), default=0)
-        self._next_id = max(self._next_id, last_id + 1)
-        for base, (slots, is_silent) in sorted(state.segments.items()):
-            order = order_for(1 + len(slots) // SLOT.size)
-            if base >= FIRST_FREE_SLOT and self.allocator.reserve(base, order):
-                self._found_segments[base] = (order, slots, is_silent)
+        self._left = Leftovers(state, self.allocator)
+        self._lacking: dict[tuple[ObjectKey, PortName], tuple[str, ...]] = {}
+        self._next_id = max(self._left.last_id, last_id) + 1
 
     @property
     def frontend_count(self) -> int:
         """Frontends in the kernel once every plan so far is applied."""
-        return len(self._owners) + len(self._found)
+        return len(self._owners) + len(self._left.frontends)
+
+    @property
+    def no_local_endpoints(self) -> Mapping[tuple[str, Family], int]:
+        """Count service ports whose Local policy leaves clients without endpoints though there are some elsewhere.
+
+        By traffic policy (internal, external) and family.
+        """
+        return Tally((policy, port.family) for (_, port), policies in self._lacking.items() for policy in policies)
 
     def plan_service(self, key: ObjectKey, created: str, desired: Iterable[DesiredPort], plan: Plan) -> None:
         """Add to a plan what makes one Service as desired.
@@ -61,9 +77,8 @@ class Planner:
             for port in current.keys() - {port.port for port in wanted}:
                 self._remove(current[port], plan)
         for want in wanted:
-            placement = current.get(want.port) or self._adopt(key, created, want, plan)
+            placement = current.get(want.port) or self._begin(key, created, want, plan)
             self._set_created(placement, created)
-            placement.serving = want.serving
             kept.append(placement)
             self._place(placement, want, plan)
         if kept:
@@ -72,42 +87,38 @@ class Planner:
     @property
     def has_leftovers(self) -> bool:
         """Whether something that was found in the kernel is claimed by no Service yet."""
-        return bool(self._found or self._found_segments)
+        return bool(self._left)
 
     @property
     def found(self) -> Mapping[bytes, Frontend]:
         """The frontends that were found in the kernel and no Service claims yet, by packed key."""
-        return self._found
+        return self._left.frontends
 
     def is_found(self, frontends: Iterable[bytes]) -> bool:
         """Whether a former agent left any of these frontends, and they are not adopted yet."""
-        return any(frontend in self._found for frontend in frontends)
+        return any(frontend in self._left.frontends for frontend in frontends)
 
     def plan_leftovers(self, plan: Plan, spared: Container[int] = ()) -> None:
         """Remove what was found in the kernel and no Service claims; right only after every Service was planned.
 
         ``spared``: service ids whose frontends stay, to be adopted or removed later.
         """
-        gone = [key for key, found in self._found.items() if found.service not in spared]
-        for key in gone:
-            plan.remove_frontend(key)
-            del self._found[key]
-        kept_bases = {found.inside for found in self._found.values()}
-        for base in self._found_segments.keys() - kept_bases:
-            plan.freed.append((base, self._found_segments.pop(base)[0]))
-        if not self._found:
-            self._adopted_ids.clear()
+        self.source_ranges.count -= self._left.plan_removal(plan, spared)
 
     def differences(self, state: KernelState) -> int:
-        """Count frontends and segments that are not in the kernel as they were planned."""
-        planned = {frontend: owner.value for frontend, owner in self._owners.items()}
-        count = sum(planned.get(key) != found.pack() for key, found in state.frontends.items())
-        count += len(planned.keys() - state.frontends.keys())
-        for placements in self.placements.values():
-            for placement in placements:
-                if placement.owns_segment and placement.frontends:
-                    count += state.segments.get(placement.base) != (placement.slots, placement.is_silent)
-        return count
+        """Count frontends, segments and source ranges that are not in the kernel as they were planned."""
+        left = self._left
+        count = sum(key not in self._owners and key not in left.frontends for key in state.frontends)
+        ranges = {key for key in state.source_ranges if not left.has_range(key)}
+        for placement in (placement for ports in self.placements.values() for placement in ports):
+            for key, value in placement.entries():
+                found = state.frontends.get(key)
+                count += found is None or found.pack() != value
+            for segment in placement.segments:
+                if segment.is_owned and placement.frontends:
+                    count += state.segments.get(segment.base) != (segment.slots, segment.is_silent)
+            ranges ^= set(placement.range_keys())
+        return count + len(ranges)
 
     def _set_created(self, placement: Placement, created: str) -> None:
         """Note when the Service was created; made anew it is younger, and may lose what it has to those who lost."""
@@ -116,183 +127,181 @@ class Planner:
                 self.to_replan |= self._losers.pop(frontend, set())
         placement.created = created
 
-    def _adopt(self, key: ObjectKey, created: str, want: DesiredPort, plan: Plan) -> Placement:
-        """Begin a placement with what a former agent left for the same frontends, if it did."""
-        placement = Placement(key, want.port, 0, created)
-        candidates = want.frontends if self._found else ()
-        taken = [frontend for frontend in candidates if self._begin_at(placement, self._found.get(frontend))]
+    def _begin(self, key: ObjectKey, created: str, want: DesiredPort, plan: Plan) -> Placement:
+        """Begin a placement, with what a former agent left for the same frontends, if it did."""
+        placement = Placement(key, want.port, 0, created, affinity_timeout_s=want.affinity_timeout_s)
+        if self._left.frontends:
+            for frontend in self._left.adopt(placement, want, plan):
+                self._owners[frontend] = placement
         if not placement.service_id:
             placement.service_id, self._next_id = self._next_id, self._next_id + 1
-        for frontend in taken:
-            self._take_found(frontend, placement, plan)
         return placement
-
-    def _begin_at(self, placement: Placement, found: Frontend | None) -> bool:
-        """Make a placement what a found frontend says; returns False where that is another's, or makes no sense."""
-        if found is None or not found.service:
-            return False
-        if placement.service_id:
-            return (found.service, found.inside) == (placement.service_id, placement.base)
-        if found.service in self._adopted_ids:
-            return False
-        if found.inside < FIRST_FREE_SLOT:
-            placement.is_silent = found.inside == BASE_DROP
-        elif segment := self._found_segments.pop(found.inside, None):
-            placement.order, placement.slots, placement.is_silent = segment
-        else:
-            return False
-        placement.base, placement.service_id = found.inside, found.service
-        self._adopted_ids.add(found.service)
-        return True
-
-    def _take_found(self, frontend: bytes, placement: Placement, plan: Plan) -> None:
-        """Make a frontend that was found a placement's own."""
-        found = self._found.pop(frontend)
-        self._owners[frontend] = placement
-        placement.frontends += (frontend,)
-        if found.pack() != placement.value:
-            plan.set_frontend(frontend, placement.value)
 
     def _place(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
         if self.degraded:
             self.degraded.pop((placement.service, placement.port), None)
-        before = placement.base
-        granted = self._fitting(placement, self._claim(placement, want.frontends), plan)
-        try:
-            if granted or placement.owns_segment:
-                self._place_backends(placement, want.inside, plan)
-        except CapacityError as error:
-            self._degrade(placement, str(error))
-            if not placement.owns_segment:
-                granted = tuple(frontend for frontend in granted if frontend in placement.frontends)
+        before = placement.frontends, placement.roles, placement.bases, placement.affinity_timeout_s
+        placement.affinity_timeout_s, placement.serving = want.affinity_timeout_s, want.serving
+        self._note_lack(placement, want)
+        if want.source_ranges != placement.source_ranges:
+            self._place_ranges(placement, want, plan)
+        granted = self._fitting(placement, self._claim(placement, want), plan)
+        if failed := self._place_segments(placement, want, plan, is_granted=bool(granted)):
+            granted = _kept(placement, granted, failed)
         self._place_frontends(placement, granted, before, plan)
+        self._drop_unused(placement, want, plan)
+
+    def _note_lack(self, placement: Placement, want: DesiredPort) -> None:
+        if lacks := want.lacks_local:
+            self._lacking[placement.service, placement.port] = lacks
+        elif self._lacking:
+            self._lacking.pop((placement.service, placement.port), None)
 
     def _degrade(self, placement: Placement, reason: str) -> None:
         self.degraded[placement.service, placement.port] = reason
 
-    def _claim(self, placement: Placement, frontends: Sequence[bytes]) -> tuple[bytes, ...]:
+    def _place_ranges(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
+        try:
+            self.source_ranges.place(placement, want.source_ranges, plan)
+        except CapacityError as error:
+            self._degrade(placement, str(error))
+
+    def _claim(self, placement: Placement, want: DesiredPort) -> dict[bytes, Role]:
         """Find which of the frontends a placement wants are its to have."""
-        granted = []
-        for frontend in frontends:
+        granted = {}
+        for frontend, role in zip(want.frontends, want.roles, strict=True):
             owner = self._owners.get(frontend)
             if owner is None or owner is placement or placement.rank < owner.rank:
-                granted.append(frontend)
+                granted[frontend] = role
                 continue
-            self._losers.setdefault(frontend, set()).add(placement.service)
-            self._degrade(placement, f"its address and port belong to service {owner.service}")
-        return tuple(granted)
+            self._lose(placement, frontend, role, owner)
+        return granted
 
-    def _fitting(self, placement: Placement, granted: tuple[bytes, ...], plan: Plan) -> tuple[bytes, ...]:
+    def _lose(self, placement: Placement, frontend: bytes, role: Role, winner: Placement) -> None:
+        """Note that another has a frontend; a reserved one does for both what it is there for."""
+        self._losers.setdefault(frontend, set()).add(placement.service)
+        if role != RESERVED:
+            self._degrade(placement, f"its address and port belong to service {winner.service}")
+
+    def _fitting(self, placement: Placement, granted: dict[bytes, Role], plan: Plan) -> dict[bytes, Role]:
         """Choose the frontends that there is room for. One that a plan removes takes room until it is carried out."""
         room = self.frontend_limit - self.frontend_count - len(plan.removed_frontends)
         if room >= len(granted):
             return granted
-        fitting = []
-        for frontend in granted:
-            if frontend not in self._owners and frontend not in self._found and frontend not in plan.removed_frontends:
+        fitting = {}
+        for frontend, role in granted.items():
+            is_there = frontend in self._owners or frontend in self._left.frontends
+            if not is_there and frontend not in plan.removed_frontends:
                 room -= 1
                 if room < 0:
                     continue
-            fitting.append(frontend)
+            fitting[frontend] = role
         if missing := len(granted) - len(fitting):
             self._degrade(placement, str(CapacityError("frontends", missing, self.frontend_limit)))
-        return tuple(fitting)
+        return fitting
 
-    def _place_frontends(self, placement: Placement, granted: tuple[bytes, ...], before: int, plan: Plan) -> None:
-        if granted == placement.frontends and placement.base == before:
+    def _place_segments(
+        self, placement: Placement, want: DesiredPort, plan: Plan, *, is_granted: bool
+    ) -> frozenset[Which]:
+        """Place the backends of both policies; returns those that no frontend can be led to for want of room."""
+        if placement.cluster and not placement.local and want.local and not want.cluster:
+            placement.cluster, placement.local = None, placement.cluster  # another policy: the same clients' segment
+        elif placement.local and not placement.cluster and want.cluster and not want.local:
+            placement.cluster, placement.local = placement.local, None
+        failed = []
+        for which, segment, backends in (
+            (Which.CLUSTER, placement.cluster, want.cluster),
+            (Which.LOCAL, placement.local, want.local),
+        ):
+            if backends is None or not (is_granted or (segment and segment.is_owned)):
+                continue
+            placed = self._place_backends(placement, segment, backends, plan)
+            if placed is None or (backends.slots and not placed.is_owned):
+                failed.append(which)
+            if which is Which.CLUSTER:
+                placement.cluster = placed
+            else:
+                placement.local = placed
+        return frozenset(failed)
+
+    def _place_backends(
+        self, placement: Placement, segment: Segment | None, want: Backends, plan: Plan
+    ) -> Segment | None:
+        placed = segment or Segment()
+        try:
+            place(placed, want, self.allocator, plan)
+        except CapacityError as error:
+            self._degrade(placement, str(error))
+            return segment
+        return placed
+
+    def _place_frontends(self, placement: Placement, granted: dict[bytes, Role], before: _Before, plan: Plan) -> None:
+        bases, timeout_s = placement.bases, placement.affinity_timeout_s
+        after = tuple(granted), shared_roles(tuple(granted.values())), bases, timeout_s
+        if after == before:
             return
-        for frontend in placement.frontends:
+        placement.frontends, placement.roles, _, _ = after
+        frontends_before, roles_before, bases_before, timeout_before = before
+        had = dict(zip(frontends_before, roles_before, strict=True))
+        for frontend in frontends_before:
             if frontend not in granted:
                 self._release_frontend(frontend, plan)
-        placement.frontends = granted
-        value = placement.value
-        for frontend in granted:
-            owner = self._owners.get(frontend)
-            if owner is placement and placement.base == before:
+        for frontend, role in granted.items():
+            value = placement.value_of(role, bases, timeout_s)
+            if frontend in had and placement.value_of(had[frontend], bases_before, timeout_before) == value:
                 continue
+            owner = self._owners.get(frontend)
             if owner is not None and owner is not placement:
                 self._dispossess(owner, frontend, placement)
-            if self._found:
-                self._found.pop(frontend, None)
+            self._left.forget(frontend)
             self._owners[frontend] = placement
             plan.set_frontend(frontend, value)
 
     def _dispossess(self, owner: Placement, frontend: bytes, winner: Placement) -> None:
-        owner.frontends = tuple(key for key in owner.frontends if key != frontend)
-        self._losers.setdefault(frontend, set()).add(owner.service)
-        self._degrade(owner, f"its address and port belong to service {winner.service}")
+        had = dict(zip(owner.frontends, owner.roles, strict=True))
+        role = had.pop(frontend)
+        owner.frontends, owner.roles = tuple(had), tuple(had.values())
+        self._lose(owner, frontend, role, winner)
 
     def _release_frontend(self, frontend: bytes, plan: Plan) -> None:
         del self._owners[frontend]
         plan.remove_frontend(frontend)
         self.to_replan |= self._losers.pop(frontend, set())
 
+    def _drop_unused(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
+        if placement.cluster and want.cluster is None:
+            free(placement.cluster, plan)
+            placement.cluster = None
+        if placement.local and want.local is None:
+            free(placement.local, plan)
+            placement.local = None
+
     def _remove(self, placement: Placement, plan: Plan) -> None:
         self.degraded.pop((placement.service, placement.port), None)
+        self._lacking.pop((placement.service, placement.port), None)
         for frontend in placement.frontends:
             self._release_frontend(frontend, plan)
-        self._free_segment(placement, plan)
+        self.source_ranges.place(placement, (), plan)
+        for segment in placement.segments:
+            free(segment, plan)
 
-    def _free_segment(self, placement: Placement, plan: Plan) -> None:
-        if placement.owns_segment:
-            plan.freed.append((placement.base, placement.order))
 
-    def _place_backends(self, placement: Placement, want: Backends, plan: Plan) -> None:
-        needed = 1 + len(want.slots)
-        if not want.slots and not placement.owns_segment:
-            placement.base = BASE_DROP if want.is_silent else BASE_REJECT
-            placement.is_silent = want.is_silent
-        elif not placement.owns_segment or needed > 1 << placement.order:
-            self._grow(placement, want, plan)
-        elif want.slots and needed <= 1 << placement.order >> 2:
-            self._shrink(placement, want, plan)
-        else:
-            self._edit(placement, want, plan)
+def _kept(placement: Placement, granted: dict[bytes, Role], failed: frozenset[Which]) -> dict[bytes, Role]:
+    """Choose the frontends that do not need what failed, and those that can stay as they are."""
+    had = dict(zip(placement.frontends, placement.roles, strict=True))
+    there = {Which.NOTHING, *_there(placement)}
+    kept = {}
+    for frontend, role in granted.items():
+        needed = {role.inside, role.outside}
+        if not needed & failed:
+            kept[frontend] = role
+        elif frontend in had:
+            kept[frontend] = role if needed <= there else had[frontend].limited_as(role)
+    return kept
 
-    def _move(self, placement: Placement, want: Backends, plan: Plan) -> None:
-        """Write the backends into a new segment of the right size. Raises: CapacityError, with nothing changed."""
-        order = order_for(1 + len(want.slots))
-        base = self.allocator.allocate(order)
-        self._free_segment(placement, plan)
-        placement.base, placement.order = base, order
-        placement.slots = b"".join(want.slots)
-        placement.is_silent = want.is_silent
-        plan.backends.append((base + 1, placement.slots))
-        plan.headers.append((base, pack_header(len(want.slots), drop=want.is_silent)))
 
-    def _shrink(self, placement: Placement, want: Backends, plan: Plan) -> None:
-        """Move to a smaller segment; where there is no room for that, stay."""
-        try:
-            self._move(placement, want, plan)
-        except CapacityError:
-            self._edit(placement, want, plan)
-
-    def _grow(self, placement: Placement, want: Backends, plan: Plan) -> None:
-        """Move to a larger segment; where there is none, drop what is gone, take in what fits, raise CapacityError."""
-        try:
-            self._move(placement, want, plan)
-        except CapacityError:
-            if placement.owns_segment:
-                had = set(split_slots(placement.slots))
-                by_age = sorted(want.slots, key=lambda slot: slot not in had)
-                fitting = tuple(by_age[: (1 << placement.order) - 1])
-                self._edit(placement, Backends(fitting, is_silent=False), plan)
-            raise
-
-    def _edit(self, placement: Placement, want: Backends, plan: Plan) -> None:
-        """Change a segment in place, writing only the slots that differ."""
-        had, count = split_slots(placement.slots), len(want.slots)
-        slots = had[:count] + [b""] * (count - len(had))
-        wanted, staying, holes = set(want.slots), set[bytes](), list[int]()
-        for index, slot in enumerate(slots):
-            if slot in wanted and slot not in staying:  # a removal that was cut short leaves a backend twice
-                staying.add(slot)
-            else:
-                holes.append(index)
-        for index, slot in zip(holes, [slot for slot in want.slots if slot not in staying], strict=True):
-            slots[index] = slot
-            plan.backends.append((placement.base + 1 + index, slot))
-        if count != len(had) or (not count and want.is_silent != placement.is_silent):
-            plan.headers.append((placement.base, pack_header(count, drop=want.is_silent)))
-        placement.slots = b"".join(slots)
-        placement.is_silent = want.is_silent
+def _there(placement: Placement) -> Iterable[Which]:
+    if placement.cluster:
+        yield Which.CLUSTER
+    if placement.local:
+        yield Which.LOCAL

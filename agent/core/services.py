@@ -1,4 +1,4 @@
-"""Resolve a Service and its slices into service ports: frontends and the backends behind them."""
+"""Resolve a Service and its slices into service ports: frontends, and the backends that their clients get."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from agent.core.abi import pack_backends, pack_frontend_key
+from agent.core.abi import FrontendKind, pack_backends
 from agent.core.addresses import family_of
-from agent.core.records import Family, Protocol, ServicePort, ServiceRecord, SliceRecord
-from agent.core.topology import Run, categorize
+from agent.core.frontends import Role, Which, face_of
+from agent.core.options import ServiceOptions
+from agent.core.records import ADDRESS_SIZE, Family, Protocol, ServicePort, ServiceRecord, SliceRecord
+from agent.core.topology import Run, categorize, serving
+
+_END_SIZE = ADDRESS_SIZE + 2
+_DEFAULTS = ServiceOptions()
 
 
 class PortName(NamedTuple):
@@ -38,28 +43,57 @@ class Backends(NamedTuple):
 
 
 class DesiredPort(NamedTuple):
-    """What one service port of one family should be in the kernel. ``frontends`` are packed keys.
+    """What one service port of one family should be in the kernel.
 
-    ``serving``: of a UDP port, who serves it on any node, whoever may use that, as address and port; else None.
+    ``frontends`` are packed keys, ``roles`` what each of them is. ``cluster`` and ``local`` are the segments that a
+    role names, None where none does. ``source_ranges``: address and prefix bits of 128. ``serving``: of UDP, every
+    serving endpoint of any node, as address and port (18 bytes); None = not UDP.
     """
 
     port: PortName
     frontends: tuple[bytes, ...]
-    inside: Backends
+    roles: tuple[Role, ...]
+    cluster: Backends | None
+    local: Backends | None
+    affinity_timeout_s: int = 0
+    source_ranges: tuple[tuple[bytes, int], ...] = ()
     serving: frozenset[bytes] | None = None
 
+    @property
+    def lacks_local(self) -> tuple[str, ...]:
+        """Name the traffic policies (internal, external) whose clients hear nothing: all endpoints are elsewhere."""
+        if self.local is None or not self.local.is_silent:
+            return ()
+        kinds = {role.kind for role in self.roles if role.outside is Which.LOCAL}
+        internal = ("internal",) if FrontendKind.CLUSTER_IP in kinds else ()
+        return (*internal, "external") if kinds - {FrontendKind.CLUSTER_IP} else internal
 
-def resolve(service: ServiceRecord, slices: Sequence[SliceRecord], zone: str) -> Iterator[DesiredPort]:
+
+def resolve(
+    service: ServiceRecord,
+    slices: Sequence[SliceRecord],
+    zone: str,
+    node_port_addresses: Sequence[bytes] = (),
+    options: ServiceOptions = _DEFAULTS,
+) -> Iterator[DesiredPort]:
     """Resolve every port of a Service in every family it has a cluster IP of."""
+    first = min(service.ports, key=lambda port: (port.name, port.protocol), default=None)
     for address in service.cluster_ips:
         family = family_of(address)
         matching = [piece for piece in slices if piece.family is family]
+        face = face_of(service, address, node_port_addresses, options)
         for port in service.ports:
-            frontend = pack_frontend_key(address, port.number, port.protocol)
+            frontends, roles = face.frontends_of(port, is_first=port is first)
             runs = _runs(port, matching)
-            inside = _inside(runs, zone, is_local=service.internal_local)
-            serving = _serving(runs) if port.protocol is Protocol.UDP else None
-            yield DesiredPort(_port_name(port.name, port.protocol, family), (frontend,), inside, serving)
+            yield DesiredPort(
+                _port_name(port.name, port.protocol, family),
+                frontends,
+                roles,
+                *_segments(runs, zone, roles),
+                service.affinity_timeout_s,
+                face.source_ranges,
+                _serving(runs) if port.protocol is Protocol.UDP else None,
+            )
 
 
 def _runs(port: ServicePort, slices: Sequence[SliceRecord]) -> list[Run]:
@@ -73,16 +107,22 @@ def _runs(port: ServicePort, slices: Sequence[SliceRecord]) -> list[Run]:
     ]
 
 
-def _serving(runs: Sequence[Run]) -> frozenset[bytes]:
-    """Gather who keeps the flows it has, terminating or not."""
-    usable = [run for run in runs if run.traits.ready or run.traits.serving]
-    return frozenset(slot[:18] for run in usable for slot in pack_backends(run.addresses, run.port))
-
-
-def _inside(runs: Sequence[Run], zone: str, *, is_local: bool) -> Backends:
+def _segments(runs: Sequence[Run], zone: str, roles: Sequence[Role]) -> tuple[Backends | None, Backends | None]:
+    """Choose the backends of both traffic policies, of those alone that a frontend uses."""
     reachable = categorize(runs, zone)
-    chosen = reachable.local if is_local else reachable.cluster
+    used = {which for role in roles for which in (role.inside, role.outside)}
+    return (
+        _backends(reachable.cluster, is_anywhere=reachable.anywhere) if Which.CLUSTER in used else None,
+        _backends(reachable.local, is_anywhere=reachable.anywhere) if Which.LOCAL in used else None,
+    )
+
+
+def _backends(chosen: Sequence[Run], *, is_anywhere: bool) -> Backends:
     slots = pack_backends(chosen[0].addresses, chosen[0].port) if chosen else []
     for run in chosen[1:]:
         slots += pack_backends(run.addresses, run.port)
-    return Backends(tuple(dict.fromkeys(slots)), is_silent=not slots and reachable.anywhere)
+    return Backends(tuple(dict.fromkeys(slots)), is_silent=not slots and is_anywhere)
+
+
+def _serving(runs: Sequence[Run]) -> frozenset[bytes]:
+    return frozenset(slot[:_END_SIZE] for run in serving(runs) for slot in pack_backends(run.addresses, run.port))

@@ -46,22 +46,33 @@ def categorize(runs: Sequence[Run], zone: str) -> Reachable:
     return Reachable(cluster, local, bool(ready or terminating))
 
 
+def local_ready(runs: Sequence[Run]) -> Sequence[Run]:
+    """Choose the ready ones on this node, whatever the policy."""
+    return [run for run in _without_overruled(runs) if run.traits.ready and run.traits.local]
+
+
+def serving(runs: Sequence[Run]) -> Sequence[Run]:
+    """Choose all that a flow which has begun may go on to: readiness for new ones, place and hints do not matter."""
+    return [run for run in _without_overruled(runs) if run.traits.serving or run.traits.ready]
+
+
 def _without_overruled(runs: Sequence[Run]) -> Sequence[Run]:
     """Leave out terminating copies of endpoints that another slice calls non-terminating: those count."""
     if not any(run.traits.terminating for run in runs):
         return runs
-    staying = {(address, run.port) for run in runs if not run.traits.terminating for address in _split(run)}
+    staying = {(address, run.port) for run in runs if not run.traits.terminating for address in split(run)}
     if not staying:
         return runs
     return [
-        run._replace(addresses=b"".join(a for a in _split(run) if (a, run.port) not in staying))
+        run._replace(addresses=b"".join(a for a in split(run) if (a, run.port) not in staying))
         if run.traits.terminating
         else run
         for run in runs
     ]
 
 
-def _split(run: Run) -> list[bytes]:
+def split(run: Run) -> list[bytes]:
+    """Cut addresses that stand end to end."""
     return [run.addresses[i : i + ADDRESS_SIZE] for i in range(0, len(run.addresses), ADDRESS_SIZE)]
 
 

@@ -98,10 +98,12 @@ class MapStore:
     def apply(self, plan: Plan) -> None:
         """Carry a plan out, phase after phase. Raises: DataplaneError; what was written before stays."""
         try:
+            self._allow(plan.source_ranges)
             self._write_segments([start for start, _ in plan.backends], [slots for _, slots in plan.backends])
             self._write_segments([base for base, _ in plan.headers], [header for _, header in plan.headers])
             self._write_frontends(plan.frontends)
-            self._delete_frontends(plan.removed_frontends)
+            self._delete("frontends", plan.removed_frontends)
+            self._delete("source_ranges", plan.removed_source_ranges)
         except OSError as error:
             raise DataplaneError(f"writing maps: {error}") from error
 
@@ -117,15 +119,21 @@ class MapStore:
         self.maps["frontends"].update_batch(b"".join(entries), b"".join(entries.values()), len(entries))
         self.writes["frontends"] += len(entries)
 
-    def _delete_frontends(self, keys: dict[bytes, None]) -> None:
-        for key in keys:
-            self.writes["frontends"] += self.maps["frontends"].delete(key)
+    def _allow(self, keys: dict[bytes, None]) -> None:
+        allowed = (1).to_bytes(4, sys.byteorder)
+        self.maps["source_ranges"].update_batch(b"".join(keys), allowed * len(keys), len(keys))
+        self.writes["source_ranges"] += len(keys)
+
+    def _delete(self, name: str, keys: dict[bytes, None]) -> None:
+        if keys:
+            self.writes[name] += self.maps[name].delete_present(list(keys))
 
     def read_state(self) -> KernelState:
-        """Read back frontends and the segments they lead to; entries that make no sense are left out."""
+        """Read back frontends, the segments they lead to (but those that make no sense), and source ranges."""
         frontends = {key: Frontend.unpack(value) for key, value in self.maps["frontends"].items()}
-        bases = {frontend.inside for frontend in frontends.values()}
-        return KernelState(frontends, self.read_segments(bases))
+        bases = {base for frontend in frontends.values() for base in (frontend.inside, frontend.outside)}
+        ranges = frozenset(key for key, _ in self.maps["source_ranges"].items())
+        return KernelState(frontends, self.read_segments(bases), ranges)
 
     def read_segments(self, bases: set[int]) -> dict[int, tuple[bytes, bool]]:
         """Read whole segments: backends end to end, and whether an empty one is silent."""

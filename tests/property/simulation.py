@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from agent.core.abi import MapSizes
+from agent.core.abi import FrontendFlag, MapSizes
+from agent.core.frontends import Which
 from agent.core.model import Model
 from agent.core.plan import Placement, Plan
 from agent.core.records import Event
+from agent.core.services import Backends
 from agent.kernel.dataplane import DataplaneOptions
 from agent.observe.metrics import Metrics
 from agent.reconciler import Reconciler
-from tests.property.fake_maps import REFUSED, SILENT, Answer, FakeMaps, Invariant
+from tests.property.fake_maps import REFUSED, SILENT, Answer, Answers, FakeMaps, Invariant
 from tests.property.strategies import NODE_NAME, first_lists
 
 METRICS = Metrics()
@@ -117,6 +119,7 @@ class SimulatedAgent:
         self.start()
         self.model.services, self.model.slices, self.model.node = told.services, told.slices, told.node
         self.model._owner_of_slice = told._owner_of_slice
+        self.model._with_node_ports, self.model.node_port_addresses = told._with_node_ports, told.node_port_addresses
         self.model.dirty = {*told.services, *told.slices}
         self.model.unsynced = set()
         self.settle()
@@ -151,13 +154,24 @@ class SimulatedAgent:
         return self.maps.writes.total()
 
 
-def expected_answers(model: Model) -> dict[bytes, Answer]:
+def expected_answers(model: Model) -> dict[bytes, Answers]:
     """Say what every frontend should answer, thought out without planner and maps: the older Service has its claim."""
-    answers: dict[bytes, Answer] = {}
+    answers: dict[bytes, Answers] = {}
     for service in sorted(model.services.values(), key=lambda service: (service.created, service.key)):
         for want in sorted(model.desired(service.key), key=lambda want: want.port):
-            empty = SILENT if want.inside.is_silent else REFUSED
-            answer = Answer(frozenset(want.inside.slots)) if want.inside.slots else empty
-            for frontend in want.frontends:
+            gets = {Which.NOTHING: REFUSED, Which.CLUSTER: _answer(want.cluster), Which.LOCAL: _answer(want.local)}
+            ranges = frozenset(address + bytes([bits]) for address, bits in want.source_ranges)
+            for frontend, role in zip(want.frontends, want.roles, strict=True):
+                timeout_s = want.affinity_timeout_s if role.inside else 0
+                limit = ranges if role.flags & FrontendFlag.SOURCE_RANGES else None
+                answer = Answers(gets[role.inside], gets[role.outside], limit, (timeout_s, role.flags))
                 answers.setdefault(frontend, answer)
     return answers
+
+
+def _answer(backends: Backends | None) -> Answer:
+    if backends is None:
+        return REFUSED
+    if backends.slots:
+        return Answer(frozenset(backends.slots))
+    return SILENT if backends.is_silent else REFUSED

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from agent.core.model import Model
 from agent.core.records import Delete, Event, Kind, ListEnded, ListStarted, ServiceRecord, SliceRecord, Upsert
+from agent.core.services import Backends
 from tests.property.strategies import NODE_NAME, batches
 
 Objects = dict[tuple[Kind, object], ServiceRecord | SliceRecord]
@@ -55,9 +56,15 @@ def test_the_model_holds_the_latest_of_each_object(events):
 def desired(model: Model) -> dict[object, list[object]]:
     """What every Service resolves to; the order of backends means nothing."""
     return {
-        key: [(want.port, want.frontends, set(want.inside.slots), want.inside.is_silent) for want in model.desired(key)]
+        key: [
+            want._replace(cluster=_unordered(want.cluster), local=_unordered(want.local)) for want in model.desired(key)
+        ]
         for key in model.services
     }
+
+
+def _unordered(backends: Backends | None) -> Backends | None:
+    return backends and Backends(tuple(sorted(backends.slots)), backends.is_silent)
 
 
 @given(st.lists(batches, min_size=1, max_size=8))

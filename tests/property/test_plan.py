@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import agent.reconciler
 from agent.core.model import Model
 from agent.core.records import Delete, Event, Kind, ObjectKey
+from agent.core.services import DesiredPort
 from tests.property.simulation import CLOCK, Crash, SimulatedAgent, expected_answers
 from tests.property.strategies import batches
 
@@ -79,7 +80,7 @@ def test_an_agent_that_starts_over_other_objects_keeps_what_is_unchanged(histori
     after = expected_answers(node.model)
     assert node.maps.answers() == after
     for frontend in before.keys() & after.keys():
-        if before[frontend] == after[frontend] and before[frontend].backends:
+        if before[frontend] == after[frontend] and before[frontend].inside.backends:
             assert node.placed[frontend] == placed[frontend]
     check_settled(node)
 
@@ -136,7 +137,7 @@ def check_degraded(node: SimulatedAgent) -> None:
     for key in node.model.services:
         for want in node.model.desired(key):
             for frontend in want.frontends:
-                answer = node.maps.answer(frontend)
+                answer = node.maps.answers().get(frontend)
                 if key not in degraded and not any(
                     frontend in other.frontends and other.service in degraded
                     for ports in planner.placements.values()
@@ -145,7 +146,13 @@ def check_degraded(node: SimulatedAgent) -> None:
                     assert answer == expected[frontend]
     for frontend, answer in node.maps.answers().items():
         assert frontend in expected, "a frontend nobody wants"
-        assert answer.backends <= expected[frontend].backends or degraded
+        assert answer.inside.backends <= expected[frontend].inside.backends or degraded
+        assert answer.outside.backends <= expected[frontend].outside.backends or degraded
+
+
+def wants(model: Model) -> list[DesiredPort]:
+    """All that is desired."""
+    return [want for key in model.services for want in model.desired(key)]
 
 
 @given(st.lists(batches, min_size=1, max_size=8))
@@ -159,7 +166,8 @@ def test_recovery_when_there_is_room_again(histories):
     node.settle()
     node.settle()
     answers = expected_answers(node.model)
-    needed = sum(1 << len(answer.backends).bit_length() for answer in answers.values() if answer.backends)
+    segments = [backends for want in wants(node.model) for backends in (want.cluster, want.local) if backends]
+    needed = sum(1 << len(backends.slots).bit_length() for backends in segments if backends.slots)
 
     if needed <= 8 and len(answers) <= 3:
         assert node.maps.answers() == answers

@@ -39,7 +39,7 @@ def then(model: Model, *events: Event) -> set[str]:
 
 
 def backends(model: Model, of: ObjectKey = WEB) -> list[str]:
-    return sorted(endpoint_text(slot) for want in model.desired(of) for slot in want.inside.slots)
+    return sorted(endpoint_text(slot) for want in model.desired(of) for slot in (want.cluster or want.local).slots)
 
 
 def listed(kind: Kind, *events: Event) -> tuple[Event, ...]:

@@ -17,8 +17,8 @@ UDP, TCP = Protocol.UDP, Protocol.TCP
 def resolved(record, *slices, zone=""):
     """Backends by ``port name/protocol/family``, sorted; SILENT or REFUSED where there are none."""
     return {
-        str(want.port): " ".join(sorted(map(endpoint_text, want.inside.slots)))
-        or ("SILENT" if want.inside.is_silent else "REFUSED")
+        str(want.port): " ".join(sorted(map(endpoint_text, (want.cluster or want.local).slots)))
+        or ("SILENT" if (want.cluster or want.local).is_silent else "REFUSED")
         for want in resolve(record, slices, zone)
     }
 
@@ -164,7 +164,7 @@ def test_a_frontend_is_the_cluster_ip_and_the_service_port():
     (want,) = resolve(service("web", "fd00::1", ports=[("dns", 53, UDP)]), [], "")
 
     assert want.port == PortName("dns", UDP, Family.IPV6)
-    assert want.frontends == (frontend("fd00::1", 53, UDP),)
+    assert want.frontends == (frontend("fd00::1", 53, UDP), frontend("fd00::1", 0, 0))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""How this node answers for Services: what the configuration says, and objects do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.core.addresses import IPV4_PREFIX, AddressRange
+from agent.core.records import Algorithm, Forwarding
+
+_IPV6_LOOPBACK = bytes(15) + b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """What holds for every Service.
+
+    ``allowed_external_ips`` of () = any; else a family without a range has none. ``forwarding`` and ``algorithm``: for
+    Services that do not say.
+    """
+
+    node_port_ranges: tuple[AddressRange, ...] = ()
+    """Where NodePorts answer, of the node's own addresses; a family without a range: on all of them."""
+    is_node_port_primary: bool = False
+    """NodePorts answer on the node's primary addresses alone."""
+    masquerade_all: bool = False
+    allowed_external_ips: tuple[AddressRange, ...] = ()
+    forwarding: Forwarding = Forwarding.SNAT
+    algorithm: Algorithm = Algorithm.RANDOM
+
+    def is_external_ip_allowed(self, address: bytes) -> bool:
+        """Whether a Service may have this address among its externalIPs."""
+        ranges = self.allowed_external_ips
+        return not ranges or any(allowed.contains(address) for allowed in ranges)
+
+    def node_port_addresses(self, local: Iterable[bytes], primary: Iterable[bytes]) -> tuple[bytes, ...]:
+        """Choose the addresses that NodePorts answer on, sorted; never on the loopback of IPv6.
+
+        Source: kube-proxy's nodePortAddresses; route_localnet has no counterpart in IPv6.
+        """
+        wanted = primary if self.is_node_port_primary else filter(self._is_node_port_address, local)
+        return tuple(sorted(set(wanted) - {_IPV6_LOOPBACK}))
+
+    def _is_node_port_address(self, address: bytes) -> bool:
+        is_ipv4 = address.startswith(IPV4_PREFIX)
+        ranges = [it for it in self.node_port_ranges if it.address.startswith(IPV4_PREFIX) is is_ipv4]
+        return not ranges or any(it.contains(address) for it in ranges)

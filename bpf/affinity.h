@@ -59,7 +59,7 @@ static __always_inline enum lb_verdict affinity_select(const struct frontend *fr
 	struct affinity_key key = { .client = work->packet.tuple.source, .service = frontend->service };
 	struct affinity *known = affinity.lookup(&key), *chosen = &work->affinity;
 	enum lb_verdict verdict;
-	u32 now = conntrack_now();
+	u32 now = conntrack_now(work);
 
 	chosen->slot = 0;
 	if (known && now - known->seen <= frontend->affinity_timeout) {

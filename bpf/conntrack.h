@@ -19,10 +19,18 @@
 #define CONNTRACK_OPENING_S 60
 
 static u64 (*ktime_get_coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
+static u64 (*jiffies64)(void) = (void *)BPF_FUNC_jiffies64;
 
-static __always_inline u32 conntrack_now(void)
+/* Tell the time, in seconds. The clock is looked at once a tick: a call and a division are much for one packet. */
+static __always_inline u32 conntrack_now(struct work *work)
 {
-	return (u32)(ktime_get_coarse_ns() / 1000000000);
+	u64 jiffies = jiffies64();
+
+	if (work->jiffies != jiffies) {
+		work->jiffies = jiffies;
+		work->now = (u32)(ktime_get_coarse_ns() / 1000000000);
+	}
+	return work->now;
 }
 
 static __always_inline u32 conntrack_timeout(const struct flow *flow, u8 protocol)
@@ -118,13 +126,14 @@ static __always_inline void conntrack_heal(const struct packet *packet, const st
  * @device: where the other way leaves if it has to be made again
  * Returns whether this is the first packet of its second: time to look whether routes are still the same.
  */
-static __always_inline bool conntrack_note(const struct packet *packet, struct flow *flow, u32 device)
+static __always_inline bool conntrack_note(struct work *work, struct flow *flow, u32 device)
 {
+	const struct packet *packet = &work->packet;
 	struct tuple pair_key;
 	struct flow *pair;
 	u32 pair_flags;
 	u32 own = conntrack_flags(packet, flow, &pair_flags);
-	u32 now = conntrack_now();
+	u32 now = conntrack_now(work);
 	bool is_later = flow->seen != now;
 
 	if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)

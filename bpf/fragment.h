@@ -31,12 +31,13 @@ static __always_inline struct fragment_key fragment_key_of(const struct packet *
 }
 
 /* Find the ports of a later fragment, or that they are not known yet. */
-static __always_inline void fragment_recall(struct packet *packet)
+static __always_inline void fragment_recall(struct work *work)
 {
+	struct packet *packet = &work->packet;
 	struct fragment_key key = fragment_key_of(packet, 0);
 	struct fragment *known = fragments.lookup(&key);
 
-	if (!known || conntrack_now() - known->seen > FRAGMENT_AGE_S) {
+	if (!known || conntrack_now(work) - known->seen > FRAGMENT_AGE_S) {
 		packet->kind = PACKET_EARLY_FRAGMENT;
 		return;
 	}
@@ -45,12 +46,13 @@ static __always_inline void fragment_recall(struct packet *packet)
 }
 
 /* Note the ports of a first fragment for those that follow. */
-static __always_inline void fragment_note(const struct packet *packet)
+static __always_inline void fragment_note(struct work *work)
 {
+	const struct packet *packet = &work->packet;
 	struct fragment_key key = fragment_key_of(packet, 0);
 	struct fragment fragment = {
 		.ports = { packet->tuple.source_port, packet->tuple.destination_port },
-		.seen = conntrack_now(),
+		.seen = conntrack_now(work),
 	};
 
 	fragments.update(&key, &fragment);
@@ -73,7 +75,7 @@ static __always_inline bool fragment_hold(struct __sk_buff *skb, struct work *wo
 {
 	struct fragment_key key = fragment_key_of(&work->packet, 0);
 	struct held *held = &work->held, *there;
-	u32 now = conntrack_now();
+	u32 now = conntrack_now(work);
 	u64 size = skb->len;
 	int i;
 
@@ -107,10 +109,11 @@ static __always_inline int fragment_restore(struct __sk_buff *skb, struct held *
  * @flags: of a redirection to where the program runs
  * Returns a verdict, or 0 when none waits. What stands in struct work is spoilt otherwise.
  */
-static __always_inline int fragment_release(struct __sk_buff *skb, const struct packet *packet, u64 flags)
+static __always_inline int fragment_release(struct __sk_buff *skb, struct work *work, u64 flags)
 {
+	const struct packet *packet = &work->packet;
 	struct fragment_key key = fragment_key_of(packet, 0);
-	u32 ifindex = packet->ifindex, now = conntrack_now();
+	u32 ifindex = packet->ifindex, now = conntrack_now(work);
 	int i, verdict = 0;
 	struct held *held;
 

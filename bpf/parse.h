@@ -254,7 +254,8 @@ struct transport {
 	u8 flags; /* of TCP */
 };
 
-#define UDP_HEADER_SIZE 8
+#define UDP_HEADER_SIZE  8
+#define SCTP_HEADER_SIZE 12
 
 static __always_inline void parse_transport(const struct transport *transport, struct packet *packet)
 {
@@ -308,6 +309,24 @@ static __always_inline u32 parse_network(struct __sk_buff *skb, struct packet *p
 	return parse_ipv4(header, ETH_SIZE, packet);
 }
 
+/*
+ * Whether a packet has all the bytes that its header promises, and those that its transport needs. Segments to be cut
+ * later may be longer than an IPv4 header can say.
+ */
+static __always_inline bool parse_is_whole(struct __sk_buff *skb, struct packet *packet)
+{
+	u32 size = skb->len;
+	u32 least = packet->l4;
+
+	if (packet->kind != PACKET_LATER_FRAGMENT)
+		least += packet->tuple.protocol == IPPROTO_TCP    ? sizeof(struct tcp_header)
+			 : packet->tuple.protocol == IPPROTO_SCTP ? SCTP_HEADER_SIZE
+								  : UDP_HEADER_SIZE;
+	if (packet->end == ETH_SIZE && skb->gso_size)
+		packet->end = size;
+	return packet->end <= size && packet->end >= least;
+}
+
 /**
  * parse_packet - Read a packet.
  * @packet: receives what was read
@@ -321,13 +340,22 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	asm volatile("" : "+r"(ifindex));
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return false;
-	__builtin_memset(packet, 0, sizeof(*packet));
+	/* What is read below need not be cleared, nor what only an ICMP error has. */
 	packet->ifindex = ifindex;
+	packet->kind = PACKET_WHOLE;
+	packet->flags = 0;
+	packet->tuple.source_port = 0;
+	packet->tuple.destination_port = 0;
+	packet->tuple.pad[0] = 0;
+	packet->tuple.pad[1] = 0;
+	packet->tuple.pad[2] = 0;
 	packet->is_ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
 	packet->l4 = parse_network(skb, packet);
 	if (!packet->l4)
 		return false;
 	packet->l3_size = packet->l4 - ETH_SIZE;
+	if (!parse_is_whole(skb, packet))
+		return false;
 	if (packet->tuple.protocol == (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return parse_icmp(skb, packet);
 	if (!parse_has_ports(packet->tuple.protocol))

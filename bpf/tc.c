@@ -122,25 +122,28 @@ static __always_inline bool is_due(const struct flow *flow, enum hook hook)
 }
 
 /* Whether a packet asks for a new flow though its tuple has one: the client has begun anew with the same port. */
-static __always_inline bool begins_anew(const struct packet *packet, const struct flow *flow)
+static __always_inline bool begins_anew(struct work *work, const struct flow *flow)
 {
+	const struct packet *packet = &work->packet;
+
 	if (flow->flags & FLOW_REPLY)
 		return false;
 	if (packet->tuple.protocol == IPPROTO_UDP)
-		return conntrack_is_over(flow, IPPROTO_UDP, conntrack_now());
+		return conntrack_is_over(flow, IPPROTO_UDP, conntrack_now(work));
 	if ((packet->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return false;
-	return flow->flags & FLOW_ESTABLISHED || conntrack_is_over(flow, IPPROTO_TCP, conntrack_now());
+	return flow->flags & FLOW_ESTABLISHED || conntrack_is_over(flow, IPPROTO_TCP, conntrack_now(work));
 }
 
 /* Note that a packet of a flow came by; once a second, see whether its route is still the same. */
-static __always_inline void refresh(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+static __always_inline void refresh(struct __sk_buff *skb, struct work *work, struct flow *flow,
 				    enum hook hook)
 {
+	const struct packet *packet = &work->packet;
 	u32 from = hook == HOOK_INGRESS ? packet->ifindex : LOOPBACK;
 	u32 device;
 
-	if (!conntrack_note(packet, flow, hook == HOOK_INGRESS ? packet->ifindex : 0) ||
+	if (!conntrack_note(work, flow, hook == HOOK_INGRESS ? packet->ifindex : 0) ||
 	    flow->device <= LOOPBACK)
 		return;
 	device = route_device(skb, &flow->source, &flow->destination, from);
@@ -264,7 +267,7 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *work, const
 				 enum origin_kind origin, const struct endpoint *backend, enum hook hook)
 {
 	struct tuple *asked = &work->packet.tuple;
-	u32 now = conntrack_now(), failed;
+	u32 now = conntrack_now(work), failed;
 	struct flow *flow = &work->flow, *reply = &work->reply;
 
 	flow->source = asked->source;
@@ -310,7 +313,7 @@ static __always_inline int begin_return(struct work *work, const struct endpoint
 	flow->source_port = tuple->source_port;
 	flow->destination_port = tuple->destination_port;
 	flow->service = 0;
-	flow->seen = conntrack_now();
+	flow->seen = conntrack_now(work);
 	flow->device = 0;
 	flow->flags = FLOW_DSR | FLOW_AT_EGRESS;
 	*reply = *flow;
@@ -360,8 +363,9 @@ static __always_inline int decline(struct __sk_buff *skb, const struct packet *p
 	return refuse(skb, packet, hook, COUNTER_UNDEFINED_PORT);
 }
 
-/* Find out whose packet this is. Returns GO_ON with what it becomes in @work, or a verdict. */
-static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, enum hook hook)
+/* Find out whose packet this is. Returns GO_ON with what it becomes in *@found, or a verdict. */
+static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, enum hook hook,
+				     struct flow **found)
 {
 	struct packet *packet = &work->packet;
 	struct frontend *frontend;
@@ -370,11 +374,11 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 
 	/* Replies first: one must never be taken for a client's packet. */
 	flow = conntrack.lookup(&packet->tuple);
-	if (flow && !begins_anew(packet, flow)) {
+	if (flow && !begins_anew(work, flow)) {
 		if (!is_due(flow, hook))
 			return TC_ACT_UNSPEC;
-		refresh(skb, packet, flow, hook);
-		work->flow = *flow;
+		refresh(skb, work, flow, hook);
+		*found = flow;
 		return GO_ON;
 	}
 	if (flow)
@@ -399,12 +403,12 @@ static __always_inline int join_fragments(struct __sk_buff *skb, struct work *wo
 	int verdict;
 
 	if (packet->kind == PACKET_FIRST_FRAGMENT) {
-		fragment_note(packet);
-		verdict = fragment_release(skb, packet, hook == HOOK_INGRESS ? BPF_F_INGRESS : 0);
+		fragment_note(work);
+		verdict = fragment_release(skb, work, hook == HOOK_INGRESS ? BPF_F_INGRESS : 0);
 		if (verdict)
 			return verdict < 0 ? drop(COUNTER_WRITE_FAILED) : verdict;
 	} else if (packet->kind == PACKET_LATER_FRAGMENT) {
-		fragment_recall(packet);
+		fragment_recall(work);
 		if (packet->kind == PACKET_EARLY_FRAGMENT)
 			return fragment_hold(skb, work) ? TC_ACT_SHOT : drop(COUNTER_FRAGMENT_LOST);
 	}
@@ -415,18 +419,20 @@ static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 {
 	u32 only = 0;
 	struct work *work = works.lookup(&only);
+	struct flow *flow;
 	int verdict;
 
 	if (!work || skb->vlan_present || !parse_packet(skb, &work->packet))
 		return TC_ACT_UNSPEC;
+	flow = &work->flow;
 	/* A bridge that does not know where a host is floods what is for it: only at a bridge's port may it be for us. */
 	if (hook == HOOK_INGRESS && skb->pkt_type == PACKET_OTHERHOST &&
 	    !(device_flags(&work->packet) & DEVICE_PORT))
 		return TC_ACT_UNSPEC;
 	verdict = join_fragments(skb, work, hook);
 	if (verdict == GO_ON)
-		verdict = find_flow(skb, work, hook);
-	return verdict == GO_ON ? forward(skb, &work->packet, &work->flow, hook) : verdict;
+		verdict = find_flow(skb, work, hook, &flow);
+	return verdict == GO_ON ? forward(skb, &work->packet, flow, hook) : verdict;
 }
 
 int tc_ingress(struct __sk_buff *skb)

@@ -251,6 +251,9 @@ struct packet {
 
 /* What a program of the packet path works on. */
 struct work {
+	u64 jiffies; /* when this CPU last looked at the clock */
+	u32 now;     /* what it said then, seconds */
+	u32 pad;
 	struct packet packet;
 	struct flow flow;
 	struct flow reply;

@@ -90,6 +90,9 @@ HELD = _layout("held", seen="I", size="I", is_taken="I", pad="I", frame="1536s")
 PACKET_SIZE = 76
 WORK = _layout(
     "work",
+    jiffies="Q",
+    now="I",
+    pad="I",
     packet=f"{PACKET_SIZE}s",
     flow=f"{FLOW.size}s",
     reply=f"{FLOW.size}s",

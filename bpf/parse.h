@@ -331,24 +331,6 @@ static __always_inline bool parse_is_whole(struct __sk_buff *skb, struct packet 
 	return packet->end <= size && packet->end >= least;
 }
 
-/*
- * Whether a packet has all the bytes that its header promises, and those that its transport needs. Segments to be cut
- * later may be longer than an IPv4 header can say.
- */
-static __always_inline bool parse_is_whole(struct __sk_buff *skb, struct packet *packet)
-{
-	u32 size = skb->len;
-	u32 least = packet->l4;
-
-	if (packet->kind != PACKET_LATER_FRAGMENT)
-		least += packet->tuple.protocol == IPPROTO_TCP    ? sizeof(struct tcp_header)
-			 : packet->tuple.protocol == IPPROTO_SCTP ? SCTP_HEADER_SIZE
-								  : UDP_HEADER_SIZE;
-	if (packet->end == ETH_SIZE && skb->gso_size)
-		packet->end = size;
-	return packet->end <= size && packet->end >= least;
-}
-
 /**
  * parse_packet - Read a packet.
  * @packet: receives what was read
@@ -376,8 +358,6 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	if (!packet->l4)
 		return false;
 	packet->l3_size = packet->l4 - ETH_SIZE;
-	if (!parse_is_whole(skb, packet))
-		return false;
 	if (!parse_is_whole(skb, packet))
 		return false;
 	if (packet->tuple.protocol == (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))

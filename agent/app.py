@@ -11,6 +11,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import agent
 from agent.config import Config
-from agent.config_options import dataplane_options, flow_timeouts
+from agent.config_options import dataplane_options, flow_timeouts, service_options
 from agent.config_remarks import read_ephemeral_ports, remarks
 from agent.core.flows import UdpServices
 from agent.core.model import Model
@@ -36,6 +37,7 @@ from agent.observe.control import ControlServer
 from agent.observe.facts import Facts, read_facts, write_facts
 from agent.observe.health import Health
 from agent.observe.health_checks import HealthCheckServers
+from agent.observe.listeners import listening_hosts
 from agent.observe.metrics import Metrics
 from agent.observe.names import NameJournal
 from agent.reconciler import Reconciler
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ebproxy")
 LOCK = "agent.lock"
 _M_ARENA_MAX = -8
+_MOST_DESCRIPTORS = 65_536
 
 
 class Source(Protocol):
@@ -101,7 +104,7 @@ class Agent:
             self.dataplane.activate()
         self.names = NameJournal(config.state_dir, self._ids_in_use())
         self.reconciler = Reconciler(
-            Model(config.node_name),
+            Model(config.node_name, service_options(config), awaits_addresses=True),
             self.dataplane,
             self.metrics,
             self.names,
@@ -109,6 +112,7 @@ class Agent:
             drift_period_s=config.drift_check_period_s,
             on_degraded=self._on_degraded,
             flows=self._make_flows(),
+            on_synced=self._publish,
         )
         self._recorder: EventRecorder | None = None
         self.has_settled = threading.Event()
@@ -194,6 +198,12 @@ class Agent:
         self.metrics.error(kind)
         log.warning("source: %s: %s", kind, message)
 
+    def _publish(self) -> None:
+        """Have load balancers told of what is programmed now."""
+        model = self.reconciler.model
+        hosts = listening_hosts(self.config.node_port_addresses, model.node_port_addresses)
+        self.health_checks.update(model.health_checks(), hosts)
+
     def _on_unserved(self, service: ObjectKey, reason: str) -> None:
         if self._recorder:
             self._recorder.warn(service, "FailedToStartServiceHealthcheck", reason)
@@ -234,6 +244,7 @@ def run(config: Config) -> int:
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     for remark in remarks(config, read_ephemeral_ports()):
         log.warning("%s", remark)
+    _raise_descriptor_limit()
     if config.oom_score_adj is not None:
         with contextlib.suppress(PermissionError):
             Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj), encoding="ascii")
@@ -245,6 +256,14 @@ def run(config: Config) -> int:
         parts.stop()
         log.info("stopped; what is programmed stays, and `ebproxy cleanup` removes it")
     return status
+
+
+def _raise_descriptor_limit() -> None:
+    """Make room for the sockets of health checks; some runtimes begin with a soft limit of 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _build(config: Config) -> Agent:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from agent.config import Config
 from agent.config_fields import DetectLocalMode
+from agent.config_values import PRIMARY, Network
+from agent.core.addresses import AddressRange
 from agent.core.flows import Timeouts
 from agent.core.network import DevicePatterns, PodDetection
+from agent.core.options import ServiceOptions
 from agent.errors import UnsupportedKernel
 from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.dataplane import DataplaneOptions
@@ -36,6 +39,23 @@ def dataplane_options(config: Config) -> DataplaneOptions:
         DevicePatterns(config.devices, config.exclude_devices),
         _pod_detection(config),
     )
+
+
+def service_options(config: Config) -> ServiceOptions:
+    """Say how this node answers for Services."""
+    chosen = config.node_port_addresses
+    return ServiceOptions(
+        node_port_ranges=() if isinstance(chosen, str) else _ranges(chosen),
+        is_node_port_primary=chosen == PRIMARY,
+        masquerade_all=config.masquerade_all,
+        allowed_external_ips=_ranges(config.allowed_external_ips),
+        forwarding=config.forwarding,
+        algorithm=config.algorithm,
+    )
+
+
+def _ranges(networks: tuple[Network, ...]) -> tuple[AddressRange, ...]:
+    return tuple(AddressRange.parse(str(network)) for network in networks)
 
 
 def flow_timeouts(config: Config) -> Timeouts:

@@ -316,6 +316,7 @@ class Reconciler:
             if desired is None or (has_leftovers and self._is_in_doubt(key, desired, unread)):
                 continue
             planner.plan_service(key, self._created(key), desired, plan)
+            self._metrics.lacks_local(key, [(it.port.family, policy) for it in desired for policy in it.lacks_local])
         again, planner.to_replan = planner.to_replan, set()
         if again:
             planned |= again

@@ -8,6 +8,7 @@ Source: rtnetlink(7), include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -26,8 +27,9 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ERROR, _DONE = 2, 3
-_REQUEST, _ACK, _ROOT_AND_MATCH = 0x1, 0x4, 0x300
+_REQUEST, _ACK, _ECHO, _ROOT_AND_MATCH = 0x1, 0x4, 0x8, 0x300
 _INTERRUPTED = 0x10
+_LIMIT_S = 10  # the kernel answers at once; nothing waits forever for an answer that does not come
 _TYPE_MASK = 0x3FFF  # above it: nested, or in network byte order
 _RECEIVE = 1 << 17
 _EXT_MASK, _SKIP_STATISTICS = 29, 8
@@ -81,6 +83,7 @@ class Netlink:
     def __init__(self, groups: int = 0) -> None:
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self.socket.bind((0, groups))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _LIMIT_S, 0))
         self._serial = 0
 
     def __enter__(self) -> Self:
@@ -99,8 +102,10 @@ class Netlink:
             pass
 
     def ask(self, kind: Kind, body: bytes) -> Message:
-        """Ask for one thing. Raises: OSError with the kernel's errno."""
-        return next(self._exchange(kind, body, 0))
+        """Ask for one thing. Raises: OSError with the kernel's errno; ENODATA = it has no answer."""
+        for message in list(self._exchange(kind, body, _ACK | _ECHO)):
+            return message
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
 
     def dump(self, kind: Kind, body: bytes) -> list[Message]:
         """List everything of a kind. Raises: OSError, DumpInterrupted."""
@@ -121,8 +126,6 @@ class Netlink:
                     _raise_for(message)
                     return
                 yield message
-                if not flags & (_ACK | _ROOT_AND_MATCH):
-                    return
 
     def drain(self) -> list[Message]:
         """Take in what has been told and not been read, without waiting. Raises: OSError; ENOBUFS = some was lost."""

@@ -104,8 +104,11 @@ class Tcx:
             bpf.obj_pin(link, pin)
 
     def detach(self, hook: Hook) -> None:
-        """Remove the pin, and with it the link."""
-        (self.directory / str(hook)).unlink(missing_ok=True)
+        """Detach the link now, which without its pin the kernel would do a little later, and remove the pin."""
+        pin = self.directory / str(hook)
+        with contextlib.suppress(OSError), closing(bpf.obj_get(pin)) as link:  # it joins nothing any more
+            bpf.link_detach(link)
+        pin.unlink(missing_ok=True)
 
 
 def _hook_of(pin: Path) -> Hook | None:
@@ -138,8 +141,7 @@ class Clsact:
             + pack_attribute(_FLAGS, struct.pack("=I", _DIRECT_ACTION))
         )
         with Netlink() as netlink:
-            with contextlib.suppress(FileExistsError):  # it may be an `ingress`: the filter for egress complains then
-                netlink.do(Kind.NEW_QDISC, _qdisc(hook.device), _CREATE | _EXCLUSIVE)
+            _make_qdisc(netlink, hook.device)
             netlink.do(Kind.NEW_FILTER, _filter(hook, _HANDLE, "bpf", options), _CREATE | _REPLACE)
 
     def detach(self, hook: Hook) -> None:
@@ -155,6 +157,27 @@ class Clsact:
                     raise
 
 
+def _make_qdisc(netlink: Netlink, device: int) -> None:
+    """Make the qdisc of a device, if it has none. Raises: OSError.
+
+    Its place may be taken by a qdisc ``ingress``, in which a filter for egress would run at ingress.
+    """
+    try:
+        netlink.do(Kind.NEW_QDISC, _qdisc(device), _CREATE | _EXCLUSIVE)
+    except FileExistsError:
+        found = netlink.ask(Kind.GET_QDISC, _TC.pack(socket.AF_UNSPEC, device, 0, _CLSACT, 0))
+        kind = _kind_of(found)
+        if kind != "clsact":
+            message = (
+                f"its qdisc {kind} is in the place of clsact; replace it, or leave the device out (excludeDevices)"
+            )
+            raise OSError(errno.EEXIST, message) from None
+
+
+def _kind_of(message: Message) -> str:
+    return text(unpack_attributes(message.body[_TC.size :]).get(_KIND, b""))
+
+
 def _qdisc(device: int) -> bytes:
     return _TC.pack(socket.AF_UNSPEC, device, _CLSACT_HANDLE, _CLSACT, 0) + pack_attribute(_KIND, b"clsact\0")
 
@@ -168,7 +191,7 @@ def _clsact_devices(netlink: Netlink) -> list[int]:
     devices = []
     for message in _dump(netlink, Kind.GET_QDISC, _TC.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         _, device, _, _, _ = _TC.unpack_from(message.body)
-        if text(unpack_attributes(message.body[_TC.size :]).get(_KIND, b"")) == "clsact":
+        if _kind_of(message) == "clsact":
             devices.append(device)
     return devices
 

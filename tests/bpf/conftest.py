@@ -45,8 +45,9 @@ def bpffs(bpf_mount: Path) -> Iterator[Path]:
     directory = bpf_mount / f"test{next(_numbers)}"
     directory.mkdir()
     yield directory
-    for pin in sorted(directory.glob("**/links/*")):
-        pin.unlink()
+    for pin in sorted(directory.glob("**/links/**/*")):
+        if not pin.is_dir():
+            pin.unlink()
     shutil.rmtree(directory, ignore_errors=True)  # cleanup removes the directory, too
 
 

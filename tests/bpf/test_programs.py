@@ -180,7 +180,8 @@ def test_the_first_difference_of_layouts_is_named(report, map_name, role, layout
 
 
 def test_a_struct_changed_in_c_alone_is_refused(store, bpffs, sources):
-    spoil(sources / "types.h", "	u32 affinity_timeout;", "	u32 affinity_timeout_s;")
+    spoil(sources / "types.h", "	u32 inside; ", "	u32 flags; ")
+    spoil(sources / "types.h", "	u32 flags;            ", "	u32 inside;            ")
 
     with pytest.raises(LoaderError, match="map frontends: the value frontend"):
         load(store, bpffs / "maps")

@@ -30,6 +30,10 @@ class AddressRange(NamedTuple):
             raise ValueError(message)
         return cls(packed, network.prefixlen)
 
+    def __str__(self) -> str:
+        bits = self.prefix_bits - (_V4_BITS if self.family is Family.IPV4 else 0)
+        return f"{format_address(self.address)}/{bits}"
+
     @property
     def family(self) -> Family:
         """The family of its addresses."""

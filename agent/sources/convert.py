@@ -11,16 +11,29 @@ from collections.abc import Hashable, Iterator, Sequence
 from datetime import datetime
 from socket import AF_INET, AF_INET6, inet_pton
 from sys import intern
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import msgspec
 
-from agent.core.addresses import IPV4_PREFIX
-from agent.core.records import Family, Protocol, ServicePort, SlicePort
-from agent.sources.wire import Endpoint, NodeAddress, NodeSpec, ServiceSpec, WireServicePort, WireSlicePort
+from agent.core.addresses import IPV4_PREFIX, AddressRange
+from agent.core.records import Algorithm, External, Family, Forwarding, Protocol, ServicePort, SlicePort
+from agent.sources.wire import (
+    Endpoint,
+    NodeAddress,
+    NodeSpec,
+    ServiceAnnotations,
+    ServiceSpec,
+    ServiceStatus,
+    WireServicePort,
+    WireSlicePort,
+)
 
+DEFAULT_AFFINITY_S = 10_800
 _PROTOCOLS: dict[str | None, Protocol] = {None: Protocol.TCP, "": Protocol.TCP}
 _PROTOCOLS.update((protocol.name, protocol) for protocol in Protocol)
+
+
+_E = TypeVar("_E", Forwarding, Algorithm)
 
 
 def fault(field: str, reason: str) -> msgspec.ValidationError:
@@ -47,10 +60,74 @@ def cluster_ips(spec: ServiceSpec) -> tuple[bytes, ...]:
 
 def service_ports(ports: Sequence[WireServicePort]) -> tuple[ServicePort, ...]:
     """Convert the ports of a Service, whose names differ, and whose numbers differ within a protocol."""
-    converted = tuple(ServicePort(intern(port.name or ""), _PROTOCOLS[port.protocol], port.port) for port in ports)
+    converted = tuple(
+        ServicePort(intern(port.name or ""), _PROTOCOLS[port.protocol], port.port, port.node_port or 0)
+        for port in ports
+    )
     _refuse_repeats([port.name for port in converted], "spec.ports[{}].name", "name")
     _refuse_repeats([(port.number, port.protocol) for port in converted], "spec.ports[{}].port", "port and protocol")
     return converted
+
+
+def affinity_timeout_s(spec: ServiceSpec) -> int:
+    """Choose how long a client keeps its backend; 0 = it does not."""
+    if spec.session_affinity != "ClientIP":
+        return 0
+    config = spec.session_affinity_config
+    timeout_s = config.client_ip.timeout_seconds if config and config.client_ip else None
+    return timeout_s or DEFAULT_AFFINITY_S
+
+
+def external(
+    spec: ServiceSpec,
+    status: ServiceStatus | None,
+    annotations: ServiceAnnotations | None,
+    ports: Sequence[ServicePort],
+) -> External | None:
+    """Convert how a Service is reached from outside; None where it is not.
+
+    Addresses count wherever they are written, whatever the type; the external traffic policy only where there is one.
+    Source: kube-proxy's ServicePort and pkg/api/v1/service ExternalPolicyLocal, NeedsHealthCheck.
+    """
+    load_balancer_ips = tuple(dict.fromkeys(_load_balancer_ips(status))) if status else ()
+    has_policy = spec.type in ("NodePort", "LoadBalancer") or bool(spec.external_ips)
+    if not (has_policy or load_balancer_ips or any(port.node_port for port in ports)):
+        return None
+    is_local = has_policy and spec.external_traffic_policy == "Local"
+    return External(
+        tuple(dict.fromkeys(_parse_each(spec.external_ips or (), "spec.externalIPs[{}]"))),
+        load_balancer_ips,
+        tuple(dict.fromkeys(_source_ranges(spec.load_balancer_source_ranges or ()))),
+        is_local,
+        spec.health_check_node_port or 0 if is_local and spec.type == "LoadBalancer" else 0,
+        _choice(Forwarding, annotations.forwarding) if annotations else None,
+        _choice(Algorithm, annotations.algorithm) if annotations else None,
+    )
+
+
+def _load_balancer_ips(status: ServiceStatus) -> Iterator[bytes]:
+    """Parse the addresses that packets reach the node with; of a load balancer that is a proxy they do not."""
+    ingresses = (status.load_balancer and status.load_balancer.ingress) or ()
+    for index, ingress in enumerate(ingresses):
+        if ingress.ip and ingress.ip_mode in (None, "", "VIP"):
+            yield _parse(ingress.ip, "status.loadBalancer.ingress[{}].ip", index)
+
+
+def _source_ranges(texts: Sequence[str]) -> Iterator[AddressRange]:
+    for index, text in enumerate(texts):
+        try:
+            yield AddressRange.parse(text.strip())
+        except ValueError:
+            raise fault(f"spec.loadBalancerSourceRanges[{index}]", f"{text!r} is not an address range") from None
+
+
+def _parse_each(texts: Sequence[str], field: str) -> Iterator[bytes]:
+    return (_parse(text, field, index) for index, text in enumerate(texts))
+
+
+def _choice(kind: type[_E], said: object) -> _E | None:
+    """Read an annotation; what it may not say is as if it said nothing."""
+    return next((member for member in kind if member.value == said), None)
 
 
 def slice_ports(ports: Sequence[WireSlicePort]) -> tuple[SlicePort, ...]:

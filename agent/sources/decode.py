@@ -127,12 +127,16 @@ class Decoder:
     def _service(self, key: ObjectKey, service: WireService) -> ServiceRecord:
         spec, metadata = service.spec, service.metadata
         is_ours = metadata.labels is None or metadata.labels.proxy_name is None
+        cluster_ips = convert.cluster_ips(spec) if is_ours and spec.type != "ExternalName" else ()
+        ports = self._service_ports(spec.ports or ())
         return ServiceRecord(
             key,
-            convert.cluster_ips(spec) if is_ours and spec.type != "ExternalName" else (),
-            self._service_ports(spec.ports or ()),
+            cluster_ips,
+            ports,
             spec.internal_traffic_policy == "Local",
             metadata.creation_timestamp or "",
+            convert.affinity_timeout_s(spec),
+            convert.external(spec, service.status, metadata.annotations, ports) if cluster_ips else None,
         )
 
     def _slice(self, key: ObjectKey, endpoint_slice: WireSlice) -> SliceRecord | None:

@@ -16,6 +16,8 @@ PortNumberOrZero = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 ProtocolName = Literal["TCP", "UDP", "SCTP", ""]
 ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName", ""]
 TrafficPolicy = Literal["Cluster", "Local", ""]
+Affinity = Literal["None", "ClientIP", ""]
+AffinitySeconds = Annotated[int, msgspec.Meta(ge=1, le=86400)]
 AddressType = Literal["IPv4", "IPv6", "FQDN"]
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
@@ -51,10 +53,18 @@ class ServiceLabels(Wire, frozen=True):
     proxy_name: str | None = msgspec.field(name="service.kubernetes.io/service-proxy-name", default=None)
 
 
+class ServiceAnnotations(Wire, frozen=True):
+    """The annotations of a Service that are read; of any type, because one that says nothing known is ignored."""
+
+    forwarding: object = msgspec.field(name="ebproxy.io/forwarding-mode", default=None)
+    algorithm: object = msgspec.field(name="ebproxy.io/algorithm", default=None)
+
+
 class ServiceMetadata(Metadata, frozen=True):
     """The metadata of a Service."""
 
     labels: ServiceLabels | None = None
+    annotations: ServiceAnnotations | None = None
 
 
 class WireServicePort(Wire, frozen=True):
@@ -63,6 +73,19 @@ class WireServicePort(Wire, frozen=True):
     port: PortNumber
     name: str | None = None
     protocol: ProtocolName | None = None
+    node_port: PortNumberOrZero | None = None
+
+
+class ClientIPConfig(Wire, frozen=True):
+    """How long a client keeps its backend."""
+
+    timeout_seconds: AffinitySeconds | None = None
+
+
+class AffinityConfig(Wire, frozen=True):
+    """What session affinity is configured with."""
+
+    client_ip: ClientIPConfig | None = msgspec.field(name="clientIP", default=None)
 
 
 class ServiceSpec(Wire, frozen=True):
@@ -73,6 +96,31 @@ class ServiceSpec(Wire, frozen=True):
     cluster_ips: tuple[str, ...] | None = msgspec.field(name="clusterIPs", default=None)
     ports: tuple[WireServicePort, ...] | None = None
     internal_traffic_policy: TrafficPolicy | None = None
+    external_traffic_policy: TrafficPolicy | None = None
+    external_ips: tuple[str, ...] | None = msgspec.field(name="externalIPs", default=None)
+    load_balancer_source_ranges: tuple[str, ...] | None = None
+    health_check_node_port: PortNumberOrZero | None = None
+    session_affinity: Affinity | None = None
+    session_affinity_config: AffinityConfig | None = None
+
+
+class Ingress(Wire, frozen=True):
+    """Where a load balancer answers; ``ip_mode`` of None is VIP."""
+
+    ip: str | None = None
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(Wire, frozen=True):
+    """What a load balancer says of a Service."""
+
+    ingress: tuple[Ingress, ...] | None = None
+
+
+class ServiceStatus(Wire, frozen=True):
+    """The status of a Service."""
+
+    load_balancer: LoadBalancerStatus | None = None
 
 
 class WireService(WireObject, frozen=True):
@@ -80,6 +128,7 @@ class WireService(WireObject, frozen=True):
 
     metadata: ServiceMetadata
     spec: ServiceSpec
+    status: ServiceStatus | None = None
 
 
 class SliceLabels(Wire, frozen=True):

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from agent.core.addresses import parse_address
+from agent.core.addresses import AddressRange, parse_address
 from agent.core.records import (
+    Algorithm,
     Delete,
+    External,
     Family,
+    Forwarding,
     Kind,
     Malformed,
     NodeRecord,
@@ -43,6 +46,82 @@ def service(labels=None, **spec):
 
 def port(number=80, **tweaks):
     return {"name": "http", "port": number, "protocol": "TCP", **tweaks}
+
+
+def affinity(timeout_s):
+    return {"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout_s}}}
+
+
+def ingress(*entries):
+    return {"status": {"loadBalancer": {"ingress": list(entries)}}}
+
+
+def at(*texts):
+    return tuple(parse_address(text) for text in texts)
+
+
+def ranges(*texts):
+    return tuple(AddressRange.parse(text) for text in texts)
+
+
+# How a Service is reached from outside: the type counts for the policy alone.
+EXTERNALS = [
+    pytest.param(service(), None, id="ClusterIP"),
+    pytest.param(service(externalTrafficPolicy="Local"), None, id="ClusterIP that is not reached from outside"),
+    pytest.param(service(type="NodePort"), External(), id="NodePort"),
+    pytest.param(service(type="NodePort", externalTrafficPolicy="Local"), External(is_local=True), id="NodePort Local"),
+    pytest.param(service(type="NodePort", externalTrafficPolicy=""), External(), id="NodePort without a policy"),
+    pytest.param(service(ports=[port(nodePort=30080)]), External(), id="a node port is one whatever the type"),
+    pytest.param(
+        service(externalIPs=["192.0.2.9", "2001:db8::9", "192.0.2.9"], externalTrafficPolicy="Local"),
+        External(at("192.0.2.9", "2001:db8::9"), is_local=True),
+        id="ClusterIP with externalIPs has the policy",
+    ),
+    pytest.param(
+        service(type="LoadBalancer", externalTrafficPolicy="Local", healthCheckNodePort=32000)
+        | ingress({"ip": "198.51.100.1"}),
+        External((), at("198.51.100.1"), is_local=True, health_check_node_port=32000),
+        id="LoadBalancer Local",
+    ),
+    pytest.param(
+        service(type="LoadBalancer", healthCheckNodePort=32000),
+        External(),
+        id="a health check is only for the Local policy",
+    ),
+    pytest.param(
+        service(type="NodePort", externalTrafficPolicy="Local", healthCheckNodePort=32000),
+        External(is_local=True),
+        id="a health check is only for load balancers",
+    ),
+    pytest.param(
+        service(type="LoadBalancer")
+        | ingress(
+            {"ip": "198.51.100.1"},
+            {"ip": "198.51.100.2", "ipMode": "VIP"},
+            {"ip": "198.51.100.3", "ipMode": "Proxy"},
+            {"ip": "198.51.100.4", "ipMode": None},
+            {"ip": "198.51.100.5", "ipMode": "Other"},
+            {"hostname": "lb.example"},
+            {"ip": "", "hostname": "lb.example"},
+            {"ip": "2001:db8:2::1", "hostname": "lb.example"},
+            {"ip": "198.51.100.1"},
+        ),
+        External((), at("198.51.100.1", "198.51.100.2", "198.51.100.4", "2001:db8:2::1")),
+        id="ingress addresses that packets arrive with",
+    ),
+    pytest.param(service(type="LoadBalancer") | {"status": None}, External(), id="null status"),
+    pytest.param(service(type="LoadBalancer") | {"status": {"loadBalancer": {}}}, External(), id="no ingress yet"),
+    pytest.param(
+        service(
+            type="LoadBalancer", loadBalancerSourceRanges=[" 10.0.0.0/8", "fd00::/8 ", "\t192.0.2.7/24\n", "10.0.0.0/8"]
+        ),
+        External(source_ranges=ranges("10.0.0.0/8", "fd00::/8", "192.0.2.0/24")),
+        id="source ranges, trimmed, once each, host bits cut",
+    ),
+    pytest.param(service(type="ExternalName", externalIPs=["192.0.2.9"]), None, id="ExternalName with an address left"),
+    pytest.param(service(clusterIP="None", externalIPs=["192.0.2.9"]), None, id="headless"),
+    pytest.param(service({PROXY_NAME: "x"}, externalIPs=["192.0.2.9"]), None, id="another proxy's"),
+]
 
 
 def endpoint_slice(*endpoints, ports=({"name": "http", "port": 8080},), labels=None, annotations=None, **tweaks):
@@ -158,6 +237,52 @@ class TestService:
         assert record.ports == (ServicePort("", expected, 1),)
 
     @pytest.mark.parametrize(
+        ("spec", "expected"),
+        [
+            pytest.param({}, 0, id="none"),
+            pytest.param({"sessionAffinity": "None", "sessionAffinityConfig": None}, 0, id="None"),
+            pytest.param({"sessionAffinity": "None", **affinity(60)}, 0, id="a timeout alone says nothing"),
+            pytest.param({"sessionAffinity": "ClientIP"}, 10_800, id="default"),
+            pytest.param({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {}}, 10_800, id="nothing configured"),
+            pytest.param({"sessionAffinity": "ClientIP", **affinity(None)}, 10_800, id="null"),
+            pytest.param({"sessionAffinity": "ClientIP", **affinity(60)}, 60, id="configured"),
+            pytest.param({"sessionAffinity": "ClientIP", **affinity(86_400)}, 86_400, id="the longest"),
+        ],
+    )
+    def test_affinity(self, decoder, spec, expected):
+        assert record_of(decoder, Kind.SERVICE, service(**spec)).affinity_timeout_s == expected
+
+    @pytest.mark.parametrize(("value", "expected"), EXTERNALS)
+    def test_external(self, decoder, value, expected):
+        assert record_of(decoder, Kind.SERVICE, value).external == expected
+
+    @pytest.mark.parametrize(
+        ("annotations", "expected"),
+        [
+            pytest.param(None, (None, None), id="none"),
+            pytest.param({"ebproxy.io/forwarding-mode": "dsr"}, (Forwarding.DSR, None), id="dsr"),
+            pytest.param({"ebproxy.io/forwarding-mode": "snat"}, (Forwarding.SNAT, None), id="snat"),
+            pytest.param({"ebproxy.io/algorithm": "maglev"}, (None, Algorithm.MAGLEV), id="maglev"),
+            pytest.param({"ebproxy.io/algorithm": "random"}, (None, Algorithm.RANDOM), id="random"),
+            pytest.param({"ebproxy.io/algorithm": "best", "ebproxy.io/forwarding-mode": 3}, (None, None), id="unknown"),
+            pytest.param({"other": {}}, (None, None), id="another's"),
+        ],
+    )
+    def test_annotations(self, decoder, annotations, expected):
+        value = service(type="NodePort")
+        value["metadata"]["annotations"] = annotations
+        external = record_of(decoder, Kind.SERVICE, value).external
+
+        assert (external.forwarding, external.algorithm) == expected
+
+    def test_node_ports(self, decoder):
+        ports = [port(nodePort=30080), port(81, name="b", nodePort=0), port(82, name="c", nodePort=None)]
+
+        record = record_of(decoder, Kind.SERVICE, service(type="NodePort", ports=ports))
+
+        assert [port.node_port for port in record.ports] == [30080, 0, 0]
+
+    @pytest.mark.parametrize(
         ("value", "field", "reason"),
         [
             pytest.param(service(clusterIP="10.96.0.300"), "spec.clusterIP", "'10.96.0.300' is not", id="octet"),
@@ -186,6 +311,47 @@ class TestService:
             ),
             pytest.param(service(ports=3), "spec.ports", "got `int`", id="ports of a wrong type"),
             pytest.param(service(internalTrafficPolicy="local"), "spec.internalTrafficPolicy", "'local'", id="iTP"),
+            pytest.param(service(externalTrafficPolicy="x"), "spec.externalTrafficPolicy", "'x'", id="eTP"),
+            pytest.param(service(externalIPs=["192.0.2.1", "x"]), "spec.externalIPs[1]", "'x' is not", id="externalIP"),
+            pytest.param(
+                service(type="LoadBalancer", loadBalancerSourceRanges=["10.0.0.0/8", "10.0.0.0/33"]),
+                "spec.loadBalancerSourceRanges[1]",
+                "'10.0.0.0/33' is not an address range",
+                id="source range",
+            ),
+            pytest.param(
+                service(type="LoadBalancer", loadBalancerSourceRanges=["::ffff:10.0.0.0/104"]),
+                "spec.loadBalancerSourceRanges[0]",
+                "is not an address range",
+                id="source range of IPv4 in the form of IPv6",
+            ),
+            pytest.param(
+                service(type="LoadBalancer", loadBalancerSourceRanges=[" "]),
+                "spec.loadBalancerSourceRanges[0]",
+                "is not an address range",
+                id="blank source range",
+            ),
+            pytest.param(
+                service(type="LoadBalancer") | ingress({"ip": "x"}),
+                "status.loadBalancer.ingress[0].ip",
+                "'x' is not",
+                id="ingress",
+            ),
+            pytest.param(service(sessionAffinity="clientip"), "spec.sessionAffinity", "'clientip'", id="affinity"),
+            pytest.param(
+                service(**affinity(0)),
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                ">= 1",
+                id="affinity of no time",
+            ),
+            pytest.param(
+                service(**affinity(86_401)),
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                "<= 86400",
+                id="affinity for too long",
+            ),
+            pytest.param(service(ports=[port(nodePort=65536)]), "spec.ports[0].nodePort", "<= 65535", id="nodePort"),
+            pytest.param(service(healthCheckNodePort=-1), "spec.healthCheckNodePort", ">= 0", id="healthCheckNodePort"),
             pytest.param(service({PROXY_NAME: 1}), f"metadata.labels.{PROXY_NAME}", "got `int`", id="label"),
             pytest.param(service() | {"spec": None}, "spec", "got `null`", id="null spec"),
             pytest.param({"metadata": {"name": "web", "namespace": "shop"}}, "spec", "missing", id="no spec"),

@@ -45,7 +45,7 @@ from agent.kernel import bpf
 from agent.kernel.maps import MapStore
 from agent.kernel.programs import PacketProgram, ProgramOptions, open_or_load
 from tests.bpf.harness import Context, Ran, run_program
-from tests.bpf.packets import End
+from tests.bpf.packets import CLIENT_MAC, NODE_MAC, End
 from tests.lab import netns
 from tests.lab.lab import Node
 
@@ -74,18 +74,19 @@ _CLEARED = (
     *("frontends", "conntrack", "affinity", "source_ranges", "pod_ranges"),
     *("fragments", "held_fragments", "node_addresses", "devices"),
 )
-_NEIGHBOUR_MAC = "02:00:00:00:00:01"
 
 
 def furnish(node: Node) -> None:
     """Give a node of the lab a second uplink, and all the routes and neighbours the tests name."""
     netns.configure(node.netns, ["link add eth1 type veth peer name far1", "link set eth1 up", "link set far1 up"])
+    devices = ("eth0", "eth1", *(f"v{pod.number}" for pod in node.pods.values()))
+    netns.configure(node.netns, [f"link set {device} address {NODE_MAC}" for device in devices])
     lines = [f"addr add {NODE_SECOND[0]}/24 dev eth1", f"addr add {NODE_SECOND[1]}/64 dev eth1 nodad"]
     neighbours = [(address, "eth0") for pair in (OTHER_NODE, OUTSIDE, GATEWAY) for address in pair]
     neighbours += [(address, "eth1") for address in _SECOND_GATEWAY]
     for pod in node.pods.values():
         neighbours += [(address, f"v{pod.number}") for address in pod.addresses]
-    lines += [f"neigh replace {a} lladdr {_NEIGHBOUR_MAC} nud permanent dev {d}" for a, d in neighbours]
+    lines += [f"neigh replace {a} lladdr {CLIENT_MAC} nud permanent dev {d}" for a, d in neighbours]
     bits = (24, 64)
     for pod, via in ((REMOTE_POD, OTHER_NODE), (SECOND_REMOTE_POD, _SECOND_GATEWAY)):
         networks = [ipaddress.ip_network(f"{a}/{n}", strict=False) for a, n in zip(pod, bits, strict=True)]
@@ -129,6 +130,7 @@ class PacketPath:
         self.store = store
         self._programs = programs
         self._counted: Tally[Counter] = Tally()
+        self._is_inside = False
         with netns.entered(node.netns):
             self.ifindex = {name: index for index, name in socket.if_nameindex()}
         self.ifindex |= {"one": self.ifindex["v10"], "two": self.ifindex["v11"]}
@@ -228,6 +230,16 @@ class PacketPath:
         slots.update(_u32(base), pack_header(len(segment.backends), drop=False))
         return base
 
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Stay in the node's namespace, for many packets."""
+        with netns.entered(self.node.netns):
+            self._is_inside = True
+            try:
+                yield
+            finally:
+                self._is_inside = False
+
     def ingress(self, device: str, packet: Packet | bytes, **context: int) -> Ran:
         """Let a packet come in from a device: ``eth0``, ``eth1``, or the pod ``one`` or ``two``."""
         return self._run(PacketProgram.INGRESS, self.ifindex[device], packet, context)
@@ -242,7 +254,7 @@ class PacketPath:
 
     def _run(self, program: PacketProgram, ifindex: int, packet: Packet | bytes, context: dict[str, int]) -> Ran:
         repeat = context.pop("repeat", 1)
-        with netns.entered(self.node.netns):
+        with contextlib.nullcontext() if self._is_inside else netns.entered(self.node.netns):
             return run_program(self._programs[program], bytes(packet), Context(ifindex, **context), repeat)
 
     def flows(self) -> list[FlowEntry]:

@@ -15,7 +15,7 @@ import pytest
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from agent.core.abi import DEVICE_PODS, Counter, FlowFlag, FrontendFlag, FrontendKind
+from agent.core.abi import DEVICE_PODS, DEVICE_PORT, Counter, FlowFlag, FrontendFlag, FrontendKind
 from tests.bpf import packet_path as at
 from tests.bpf.harness import TC_ACT_REDIRECT, TC_ACT_UNSPEC, Ran
 from tests.bpf.packet_path import PacketPath, to
@@ -336,3 +336,21 @@ def test_flow_entries_say_what_becomes_of_packets(path):
     assert {path.ifindex["eth0"]} == {forward.device, reply.device}
     assert forward.flags == FlowFlag.MASQUERADED | FlowFlag.REPLIED
     assert reply.flags == FlowFlag.MASQUERADED | FlowFlag.REPLIED | FlowFlag.REPLY
+
+
+@pytest.mark.parametrize("is_port", [False, True], ids=["device", "bridge port"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frame_for_another_host_is_left_alone(path, family, is_port):
+    """A bridge floods what is for a host it does not know; only at its ports may the node be who it is for."""
+    path.masquerade(path.ifindex["eth0"], *at.NODE, flags=DEVICE_PORT if is_port else 0)
+    life = Life(FrontendKind.NODE_PORT, "cluster", "outside", "remote", family, "udp")
+    path.serve("udp", life.frontend, inside=to(life.backend), kind=life.kind)
+    sent = packet("udp", life.client, life.frontend)
+    sent.dst = "02:00:00:00:00:77"
+
+    ran = path.ingress("eth0", sent)
+
+    if is_port:
+        assert ran.verdict == TC_ACT_REDIRECT
+    else:
+        check(ran, TC_ACT_UNSPEC, sent)

@@ -49,6 +49,7 @@ _ATTRIBUTES = {
     "bpffs": "bpffs",
     "socketLB": "socket_lb",
     "rememberPeer": "remember_peer",
+    "bindAddress": "bind_address",
     "healthzBindAddress": "healthz_address",
     "metricsBindAddress": "metrics_address",
     "bindAddressHardFail": "bind_address_hard_fail",
@@ -105,6 +106,8 @@ class Config:
     detect_local_prefix: str = ""
     node_port_addresses: tuple[Network, ...] | str = ()
     """Where NodePorts answer: local addresses in these networks (a family without one: all), or ``primary``."""
+    bind_address: str = "0.0.0.0"
+    """The node's primary address of its family; unspecified = what the Node object says."""
     masquerade_all: bool = False
     allowed_external_ips: tuple[Network, ...] = ()
     """Which externalIPs are served; () = all."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from pathlib import Path
 
 from agent.config import Config
 from agent.config_fields import DetectLocalMode
 from agent.config_values import PRIMARY, Network
-from agent.core.addresses import AddressRange
+from agent.core.addresses import AddressRange, parse_address
 from agent.core.flows import Timeouts
 from agent.core.network import DevicePatterns, PodDetection
 from agent.core.options import ServiceOptions
@@ -44,9 +45,11 @@ def dataplane_options(config: Config) -> DataplaneOptions:
 def service_options(config: Config) -> ServiceOptions:
     """Say how this node answers for Services."""
     chosen = config.node_port_addresses
+    bound = ipaddress.ip_address(config.bind_address)
     return ServiceOptions(
         node_port_ranges=() if isinstance(chosen, str) else _ranges(chosen),
         is_node_port_primary=chosen == PRIMARY,
+        bind_address=None if bound.is_unspecified else parse_address(str(bound)),
         masquerade_all=config.masquerade_all,
         allowed_external_ips=_ranges(config.allowed_external_ips),
         forwarding=config.forwarding,

@@ -73,7 +73,7 @@ FLAGS = (
         ("--nodeport-addresses",), "nodePortAddresses", "CIDR[,CIDR]|primary", "where NodePorts answer (default: all)"
     ),
     Flag(("--masquerade-all",), "masqueradeAll", "BOOL", "masquerade whatever goes to a ClusterIP", _boolean),
-    Flag(("--bind-address",), "bindAddress", "IP", "an IPv6 address moves the default addresses of servers to IPv6"),
+    Flag(("--bind-address",), "bindAddress", "IP", "the node's primary address, where the Node says another"),
     Flag(("--bind-address-hard-fail",), "bindAddressHardFail", "BOOL", "end if an address cannot be bound", _boolean),
     Flag(
         ("--conntrack-tcp-timeout-established",),

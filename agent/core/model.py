@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from agent.core.addresses import parse_address
 from agent.core.health import count_local_ready
 from agent.core.options import ServiceOptions
 from agent.core.records import (
@@ -48,6 +49,7 @@ class Model:
         self.incomplete: set[Kind] = set()
         """Kinds of whose latest list a part could not be read: what is missing may well exist."""
         self._awaits_addresses = awaits_addresses
+        self._addresses = AddressesChanged(frozenset())
         self._owner_of_slice: dict[ObjectKey, ObjectKey] = {}
         self._with_node_ports: set[ObjectKey] = set()
         self._health_checks: dict[ObjectKey, HealthCheck] = {}
@@ -74,8 +76,8 @@ class Model:
                 self._mentioned[kind] = set()
             case ListEnded(kind, is_complete):
                 self._end_list(kind, is_complete=is_complete)
-            case AddressesChanged(local, primary):
-                self._put_addresses(local, primary)
+            case AddressesChanged():
+                self._put_addresses(event)
 
     def unread_services(self) -> set[ObjectKey]:
         """Name the Services that exist and have never been readable, they themselves or a slice of theirs.
@@ -130,8 +132,14 @@ class Model:
             self._unchecked.add(record.key)
         self._touch(record.key)
 
-    def _put_addresses(self, local: frozenset[bytes], primary: frozenset[bytes]) -> None:
+    def _put_addresses(self, event: AddressesChanged) -> None:
         self._awaits_addresses = False
+        self._addresses = event
+        self._choose_node_port_addresses()
+
+    def _choose_node_port_addresses(self) -> None:
+        local, sources = self._addresses.local, self._addresses.primary
+        primary = self.options.primary_addresses(local, map(parse_address, self.node.addresses), sources)
         addresses = self.options.node_port_addresses(local, primary)
         if addresses != self.node_port_addresses:
             self.node_port_addresses = addresses
@@ -164,6 +172,7 @@ class Model:
             self.dirty.update(self.services)
         self.node = record
         self.node_exists = self.node_was_seen = True
+        self._choose_node_port_addresses()
 
     def _put_slice(self, record: SliceRecord) -> None:
         owner = self._owner_of_slice.get(record.key)

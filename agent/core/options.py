@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-from agent.core.addresses import IPV4_PREFIX, AddressRange
-from agent.core.records import Algorithm, Forwarding
+from agent.core.addresses import IPV4_PREFIX, AddressRange, family_of
+from agent.core.records import Algorithm, Family, Forwarding
 
 _IPV6_LOOPBACK = bytes(15) + b"\x01"
 
@@ -23,6 +23,8 @@ class ServiceOptions:
     """Where NodePorts answer, of the node's own addresses; a family without a range: on all of them."""
     is_node_port_primary: bool = False
     """NodePorts answer on the node's primary addresses alone."""
+    bind_address: bytes | None = None
+    """What is to be taken for the node's primary address of its family."""
     masquerade_all: bool = False
     allowed_external_ips: tuple[AddressRange, ...] = ()
     forwarding: Forwarding = Forwarding.SNAT
@@ -40,6 +42,19 @@ class ServiceOptions:
         """
         wanted = primary if self.is_node_port_primary else filter(self._is_node_port_address, local)
         return tuple(sorted(set(wanted) - {_IPV6_LOOPBACK}))
+
+    def primary_addresses(
+        self, local: Container[bytes], named: Iterable[bytes], sources: Iterable[bytes]
+    ) -> frozenset[bytes]:
+        """Choose the node's address of each family: as configured, as its Node object names it, else by its routes.
+
+        Only what is in ``local``: a cloud may name an address that is not the node's to answer on.
+        """
+        chosen: dict[Family, bytes] = {}
+        for address in (self.bind_address, *named, *sorted(sources)):
+            if address is not None and address in local:
+                chosen.setdefault(family_of(address), address)
+        return frozenset(chosen.values())
 
     def _is_node_port_address(self, address: bytes) -> bool:
         is_ipv4 = address.startswith(IPV4_PREFIX)

@@ -210,7 +210,7 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
 class AddressesChanged(msgspec.Struct, frozen=True, gc=False):
     """The addresses of this node are these, 16 bytes each: all of every device, and loopback's.
 
-    ``primary`` are those that the Node object's InternalIPs name, or else what the default routes leave from.
+    ``primary`` are what the default routes leave from: primary, unless the Node object names others.
     """
 
     local: frozenset[bytes]

@@ -10,7 +10,7 @@ from agent.config import Config
 from agent.config_fields import DetectLocalMode
 from agent.config_options import dataplane_options, flow_timeouts, service_options
 from agent.config_values import PortRange
-from agent.core.addresses import AddressRange
+from agent.core.addresses import AddressRange, parse_address
 from agent.core.flows import Timeouts
 from agent.core.network import DevicePatterns, PodDetection
 from agent.core.options import ServiceOptions
@@ -30,6 +30,10 @@ def config(**changes: object) -> Config:
         pytest.param({}, ServiceOptions(), id="defaults"),
         pytest.param({"node_port_addresses": NETWORKS}, ServiceOptions(node_port_ranges=RANGES), id="node ports"),
         pytest.param({"node_port_addresses": "primary"}, ServiceOptions(is_node_port_primary=True), id="primary"),
+        pytest.param({"bind_address": "::"}, ServiceOptions(), id="bound to nothing in particular"),
+        pytest.param(
+            {"bind_address": "192.0.2.7"}, ServiceOptions(bind_address=parse_address("192.0.2.7")), id="bind address"
+        ),
         pytest.param({"masquerade_all": True}, ServiceOptions(masquerade_all=True), id="masquerade all"),
         pytest.param({"allowed_external_ips": NETWORKS}, ServiceOptions(allowed_external_ips=RANGES), id="externalIPs"),
         pytest.param({"forwarding": Forwarding.DSR}, ServiceOptions(forwarding=Forwarding.DSR), id="forwarding"),

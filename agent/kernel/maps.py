@@ -146,7 +146,7 @@ class MapStore:
         for base in bases:
             if not FIRST_FREE_SLOT <= base < capacity:
                 continue
-            count, drop = unpack_header(image[base * size : (base + 1) * size])
+            count, drop, *_ = unpack_header(image[base * size : (base + 1) * size])
             if base + 1 + count <= capacity:
                 segments[base] = (image[(base + 1) * size : (base + 1 + count) * size], drop)
         return segments

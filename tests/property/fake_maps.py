@@ -120,7 +120,7 @@ class FakeMaps:
         segments = {}
         for base in {base for frontend in frontends.values() for base in (frontend.inside, frontend.outside)}:
             if FIRST_FREE_SLOT <= base < len(self.segments):
-                count, drop = unpack_header(self.segments[base])
+                count, drop, *_ = unpack_header(self.segments[base])
                 if base + 1 + count <= len(self.segments):
                     segments[base] = (b"".join(self.segments[base + 1 : base + 1 + count]), drop)
         return KernelState(frontends, segments, frozenset(self.source_ranges))
@@ -137,7 +137,7 @@ class FakeMaps:
 
     def answer_at(self, base: int) -> Answer:
         """Say what a client gets of a segment."""
-        count, drop = unpack_header(self.segments[base])
+        count, drop, *_ = unpack_header(self.segments[base])
         return Answer(frozenset(self.segments[base + 1 : base + 1 + count]), drop if not count else False)
 
     def ranges(self, key: bytes) -> frozenset[bytes] | None:
@@ -213,7 +213,7 @@ class Invariant:
         for key, value in self.maps.frontends.items():
             for side in (Side(key, is_inside=True), Side(key, is_inside=False)):
                 base = side.base(value)
-                count, _ = unpack_header(self.maps.segments[base])
+                count, *_ = unpack_header(self.maps.segments[base])
                 seen = self.seen.setdefault(side, {})
                 seen[base] = max(seen.get(base, 0), count)
                 self._check_answer(side, base)

@@ -91,10 +91,10 @@ class _Dataplane:
 class SimulatedAgent:
     """A node's maps, which stay, and an agent, which may be restarted. Nothing happens by itself."""
 
-    def __init__(self, segment_slots: int = 1024, frontend_limit: int = 64) -> None:
+    def __init__(self, segment_slots: int = 2048, frontend_limit: int = 512, source_range_limit: int = 128) -> None:
         # One frontend is the self-test's.
-        self.sizes = MapSizes(frontends=frontend_limit + 1, segments=segment_slots)
-        self.maps = WatchedMaps(segment_slots, frontend_limit + 1)
+        self.sizes = MapSizes(frontends=frontend_limit + 1, segments=segment_slots, source_ranges=source_range_limit)
+        self.maps = WatchedMaps(segment_slots, frontend_limit + 1, source_range_limit)
         self.names = _Names()
         self.start()
         self.take(first_lists())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from agent.core.addresses import AddressRange
 from agent.core.records import (
+    AddressesChanged,
     Delete,
     Event,
+    External,
     Family,
+    Forwarding,
     Kind,
     ListEnded,
     ListStarted,
@@ -30,6 +34,10 @@ SLICE_KEYS = [ObjectKey("ns", name) for name in ("a-1", "a-2", "b-1", "c-1")]
 CLUSTER_IPS = [addresses(f"10.0.0.{i}") for i in (1, 2, 3)]
 CLUSTER_IPS_V6 = [addresses(f"fd00::{i}") for i in (1, 2)]
 ZONES = ("", "x", "y")
+EXTERNAL_IPS = [addresses("192.0.2.9"), addresses("2001:db8::9")]
+LOAD_BALANCER_IPS = [addresses("198.51.100.1"), addresses("192.0.2.9"), addresses("2001:db8:2::1")]
+SOURCE_RANGES = [AddressRange.parse(text) for text in ("10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0", "fd00::/8")]
+NODE_ADDRESSES = [addresses(text) for text in ("192.0.2.1", "192.0.2.2", "127.0.0.1", "2001:db8::1", "::1")]
 PODS = {
     Family.IPV4: [addresses(f"10.1.0.{i}") for i in range(1, 13)],
     Family.IPV6: [addresses(f"fd01::{i:x}") for i in range(1, 5)],
@@ -44,14 +52,32 @@ slice_keys = st.sampled_from(SLICE_KEYS)
 
 # Strategies are made once: made anew at each draw they cost more than what they draw.
 service_ports = st.lists(
-    st.builds(ServicePort, _PORT_NAMES, _PROTOCOLS, st.sampled_from([80, 81])),
+    st.builds(ServicePort, _PORT_NAMES, _PROTOCOLS, st.sampled_from([80, 81]), st.sampled_from([0, 0, 30080, 30081])),
     max_size=3,
     unique_by=lambda port: (port.name, port.protocol),  # two may have one number, as only a manifest can say
 ).map(tuple)
 _cluster_ips = st.tuples(
     st.sampled_from([*CLUSTER_IPS, None]), st.sampled_from([*CLUSTER_IPS_V6, None, None, None])
 ).map(lambda pair: tuple(filter(None, pair)))
-services = st.builds(ServiceRecord, service_keys, _cluster_ips, service_ports, st.booleans(), _CREATED)
+_externals = st.builds(
+    External,
+    external_ips=st.lists(st.sampled_from(EXTERNAL_IPS), max_size=2, unique=True).map(tuple),
+    load_balancer_ips=st.lists(st.sampled_from(LOAD_BALANCER_IPS), max_size=2, unique=True).map(tuple),
+    source_ranges=st.lists(st.sampled_from(SOURCE_RANGES), max_size=3, unique=True).map(tuple),
+    is_local=st.booleans(),
+    health_check_node_port=st.sampled_from([0, 32000]),
+    forwarding=st.sampled_from([None, None, Forwarding.DSR]),
+)
+services = st.builds(
+    ServiceRecord,
+    service_keys,
+    _cluster_ips,
+    service_ports,
+    st.booleans(),
+    _CREATED,
+    st.sampled_from([0, 0, 10_800]),
+    st.none() | _externals,
+)
 
 traits = st.just(Traits()) | st.builds(
     Traits,
@@ -84,15 +110,17 @@ slices = st.one_of(
 nodes = st.builds(NodeRecord, st.sampled_from([NODE_NAME, NODE_NAME, "n2"]), st.sampled_from(ZONES))
 
 _keyed = st.tuples(st.just(Kind.SERVICE), service_keys) | st.tuples(st.just(Kind.ENDPOINT_SLICE), slice_keys)
+networks = st.builds(AddressesChanged, st.frozensets(st.sampled_from(NODE_ADDRESSES)))
 changes: st.SearchStrategy[Event] = st.one_of(
     services.map(Upsert),
     slices.map(Upsert),
     slices.map(Upsert),
     nodes.map(Upsert),
+    networks,
     _keyed.map(lambda pair: Delete(*pair)),
     _keyed.map(lambda pair: Malformed(*pair, field="spec", reason="as the test asked")),
 )
-"""One object appears, changes, goes or cannot be read."""
+"""One object appears, changes, goes or cannot be read, or the node's addresses change."""
 
 relists: st.SearchStrategy[list[Event]] = st.one_of(
     *(

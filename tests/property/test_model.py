@@ -82,6 +82,19 @@ def test_a_service_that_is_not_dirty_resolves_as_before(histories):
         before = after
 
 
+@given(st.lists(batches, min_size=1, max_size=8))
+def test_health_checks_are_as_if_counted_anew(histories):
+    model = Model(NODE_NAME)
+    for events in histories:
+        for event in events:
+            model.apply(event)
+        anew = Model(NODE_NAME)
+        for record in (*model.services.values(), *(piece for pieces in model.slices.values() for piece in pieces)):
+            anew.apply(Upsert(record))
+
+        assert model.health_checks() == anew.health_checks()
+
+
 @given(
     st.lists(batches, max_size=6).flatmap(lambda lists: st.tuples(st.just(lists), st.randoms(use_true_random=False)))
 )

@@ -37,6 +37,7 @@ _ATTRIBUTES = {
     "detectLocal.bridgeInterface": "detect_local_bridge",
     "detectLocal.interfaceNamePrefix": "detect_local_prefix",
     "nodePortAddresses": "node_port_addresses",
+    "iptables.localhostNodePorts": "localhost_node_ports",
     "masqueradeAll": "masquerade_all",
     "allowedExternalIPs": "allowed_external_ips",
     "sourcePorts": "source_ports",
@@ -106,6 +107,7 @@ class Config:
     detect_local_prefix: str = ""
     node_port_addresses: tuple[Network, ...] | str = ()
     """Where NodePorts answer: local addresses in these networks (a family without one: all), or ``primary``."""
+    localhost_node_ports: bool = True
     bind_address: str = "0.0.0.0"
     """The node's primary address of its family; unspecified = what the Node object says."""
     masquerade_all: bool = False

@@ -49,6 +49,7 @@ def service_options(config: Config) -> ServiceOptions:
     return ServiceOptions(
         node_port_ranges=() if isinstance(chosen, str) else _ranges(chosen),
         is_node_port_primary=chosen == PRIMARY,
+        has_localhost_node_ports=config.localhost_node_ports,
         bind_address=None if bound.is_unspecified else parse_address(str(bound)),
         masquerade_all=config.masquerade_all,
         allowed_external_ips=_ranges(config.allowed_external_ips),

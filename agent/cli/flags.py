@@ -72,6 +72,13 @@ FLAGS = (
     Flag(
         ("--nodeport-addresses",), "nodePortAddresses", "CIDR[,CIDR]|primary", "where NodePorts answer (default: all)"
     ),
+    Flag(
+        ("--iptables-localhost-nodeports",),
+        "iptables.localhostNodePorts",
+        "BOOL",
+        "whether 127.0.0.1 answers NodePorts (default: true)",
+        _boolean,
+    ),
     Flag(("--masquerade-all",), "masqueradeAll", "BOOL", "masquerade whatever goes to a ClusterIP", _boolean),
     Flag(("--bind-address",), "bindAddress", "IP", "the node's primary address, where the Node says another"),
     Flag(("--bind-address-hard-fail",), "bindAddressHardFail", "BOOL", "end if an address cannot be bound", _boolean),
@@ -114,7 +121,6 @@ FLAGS = (
     Flag(("--conntrack-min",), "conntrack.min", "NUMBER", "", _number),
     Flag(("--conntrack-tcp-be-liberal",), "conntrack.tcpBeLiberal", "BOOL", "", _boolean),
     Flag(("--feature-gates",), "featureGates", "GATE=BOOL", ""),
-    Flag(("--iptables-localhost-nodeports",), "iptables.localhostNodePorts", "BOOL", "", _boolean),
     Flag(("--iptables-masquerade-bit",), "iptables.masqueradeBit", "NUMBER", "", _number),
     Flag(("--iptables-min-sync-period",), "iptables.minSyncPeriod", "DURATION", ""),
     Flag(("--ipvs-exclude-cidrs",), "ipvs.excludeCIDRs", "CIDR", ""),

@@ -9,6 +9,7 @@ from agent.core.addresses import IPV4_PREFIX, AddressRange, family_of
 from agent.core.records import Algorithm, Family, Forwarding
 
 _IPV6_LOOPBACK = bytes(15) + b"\x01"
+_LOCALHOST = AddressRange.parse("127.0.0.0/8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class ServiceOptions:
     """Where NodePorts answer, of the node's own addresses; a family without a range: on all of them."""
     is_node_port_primary: bool = False
     """NodePorts answer on the node's primary addresses alone."""
+    has_localhost_node_ports: bool = True
+    """NodePorts answer on loopback over IPv4, where it is among the ranges."""
     bind_address: bytes | None = None
     """What is to be taken for the node's primary address of its family."""
     masquerade_all: bool = False
@@ -41,7 +44,8 @@ class ServiceOptions:
         Source: kube-proxy's nodePortAddresses; route_localnet has no counterpart in IPv6.
         """
         wanted = primary if self.is_node_port_primary else filter(self._is_node_port_address, local)
-        return tuple(sorted(set(wanted) - {_IPV6_LOOPBACK}))
+        found = sorted(set(wanted) - {_IPV6_LOOPBACK})
+        return tuple(it for it in found if self.has_localhost_node_ports or not _LOCALHOST.contains(it))
 
     def primary_addresses(
         self, local: Container[bytes], named: Iterable[bytes], sources: Iterable[bytes]

@@ -34,6 +34,9 @@ def config(**changes: object) -> Config:
         pytest.param(
             {"bind_address": "192.0.2.7"}, ServiceOptions(bind_address=parse_address("192.0.2.7")), id="bind address"
         ),
+        pytest.param(
+            {"localhost_node_ports": False}, ServiceOptions(has_localhost_node_ports=False), id="no localhost"
+        ),
         pytest.param({"masquerade_all": True}, ServiceOptions(masquerade_all=True), id="masquerade all"),
         pytest.param({"allowed_external_ips": NETWORKS}, ServiceOptions(allowed_external_ips=RANGES), id="externalIPs"),
         pytest.param({"forwarding": Forwarding.DSR}, ServiceOptions(forwarding=Forwarding.DSR), id="forwarding"),

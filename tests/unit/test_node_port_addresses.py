@@ -18,10 +18,11 @@ def addresses(*texts: str) -> frozenset[bytes]:
     return frozenset(map(parse_address, texts))
 
 
-def options(*ranges: str, primary: bool = False, bind: str = "") -> ServiceOptions:
+def options(*ranges: str, primary: bool = False, bind: str = "", localhost: bool = True) -> ServiceOptions:
     return ServiceOptions(
         node_port_ranges=tuple(map(AddressRange.parse, ranges)),
         is_node_port_primary=primary,
+        has_localhost_node_ports=localhost,
         bind_address=parse_address(bind) if bind else None,
     )
 
@@ -34,6 +35,9 @@ def chosen(model: Model) -> set[str]:
     ("given", "named", "expected"),
     [
         pytest.param(options(), (), set(LOCAL) - {"::1"}, id="unset: all, and no loopback of IPv6"),
+        pytest.param(options(localhost=False), (), set(LOCAL) - {"::1", "127.0.0.1"}, id="unset, no localhost"),
+        pytest.param(options("127.0.0.0/8", "::1/128"), (), {"127.0.0.1"}, id="localhost alone"),
+        pytest.param(options("127.0.0.0/8", "::1/128", localhost=False), (), set(), id="localhost, and yet not"),
         pytest.param(options("192.0.2.0/24", "::/0"), (), {"192.0.2.1", "192.0.2.2", *LOCAL[5:]}, id="ranges"),
         pytest.param(options("192.0.2.2/32"), (), {"192.0.2.2", *LOCAL[5:]}, id="a family without a range: all"),
         pytest.param(options(primary=True), (), set(ROUTES), id="primary by routes"),

@@ -50,12 +50,12 @@ def read_options(manifest: Path) -> ServiceOptions:
     said = yaml.safe_load(first.removeprefix(_OPTIONS)) if first.startswith(_OPTIONS) else {}
     node_ports = said.pop("nodePortAddresses", [])
     options = ServiceOptions(
-        () if node_ports == "primary" else tuple(map(AddressRange.parse, node_ports)),
-        node_ports == "primary",
-        said.pop("masqueradeAll", False),
-        tuple(map(AddressRange.parse, said.pop("allowedExternalIPs", []))),
-        Forwarding(said.pop("forwarding", "snat")),
-        Algorithm(said.pop("algorithm", "random")),
+        node_port_ranges=() if node_ports == "primary" else tuple(map(AddressRange.parse, node_ports)),
+        is_node_port_primary=node_ports == "primary",
+        masquerade_all=said.pop("masqueradeAll", False),
+        allowed_external_ips=tuple(map(AddressRange.parse, said.pop("allowedExternalIPs", []))),
+        forwarding=Forwarding(said.pop("forwarding", "snat")),
+        algorithm=Algorithm(said.pop("algorithm", "random")),
     )
     assert not said, "options that are not read"
     return options
@@ -107,7 +107,7 @@ def dump_placement(placement: Placement, maps: FakeMaps) -> Iterator[str]:
     for raw in sorted(maps.source_ranges):
         service, address, bits = unpack_source_range(raw)
         if service == placement.service_id:
-            yield f"    RANGE {format_address(address)}/{bits}"
+            yield f"    RANGE {AddressRange(address, bits)}"
 
 
 def _segments(placement: Placement) -> tuple[tuple[str, Segment | None], ...]:

@@ -27,10 +27,10 @@ class NodeMaps:
                 written = dict(opened.items())
             changed = {key: value for key, value in entries.items() if written.get(key) != value}
             gone = written.keys() - entries.keys()
+            for key in gone:  # first, as the map may have no room for both
+                opened.delete(key)
             for key, value in changed.items():
                 opened.update(key, value)
-            for key in gone:
-                opened.delete(key)
         except OSError as error:
             raise DataplaneError(f"writing map {name}: {error}") from error
         self._written[name] = dict(entries)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.core.abi import BASE_REJECT, Frontend
+from agent.core.abi import BASE_REJECT, FLOW, TUPLE, Frontend
+from agent.core.addresses import format_address
+from agent.core.network import Network, PodDetection, range_entries
 from agent.core.plan import Plan
 from agent.errors import DataplaneError
 from agent.kernel import attach, bpf, dataplane
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
+from agent.kernel.netlink import Netlink, read_network
 from agent.kernel.programs import BIND_HOOKS, SOCKET_HOOKS, ProgramOptions
+from agent.kernel.tc import Clsact
 from tests.bpf.conftest import SIZES
 from tests.builders import frontend
+from tests.lab import netns
 from tests.lab.polling import until
 
 Open = Callable[..., Dataplane]
+_numbers = itertools.count()
 
 
 @pytest.fixture
@@ -155,7 +164,20 @@ def test_a_layout_that_was_cut_short_hides_no_other(opened, bpffs):
     assert dataplane.active_layout(bpffs) == plane.directory
 
 
-def test_without_socket_hooks_none_stays_attached(opened, cgroup):
+def test_where_sockets_are_not_translated_only_node_ports_are_kept(opened, cgroup):
+    opened().activate()
+    off = opened(socket_lb=False)
+    off.activate()
+
+    assert {hook: found for hook, found in attached(cgroup).items() if found} == {
+        hook: ids(off)[hook] for hook in BIND_HOOKS
+    }
+    assert {pin.name for pin in (off.root / "links").glob("*")} == {hook.name.lower() for hook in BIND_HOOKS}
+    assert opened(socket_lb=False).activate() == 0
+    assert opened().activate() == len(SOCKET_HOOKS) - len(BIND_HOOKS)
+
+
+def test_without_a_cgroup_no_hook_stays_attached(opened, cgroup):
     opened().activate()
     off = opened(cgroup=None)
     off.activate()
@@ -253,6 +275,201 @@ def test_removal_leaves_nothing(opened, bpffs, cgroup, every):
     assert not list(bpffs.glob("*"))
     # The kernel frees them when the last reader's grace period is over.
     until(lambda: not any(exists("map", ident) for ident in maps), "maps are gone")
+    until(lambda: not any(exists("program", ident) for ident in programs), "programs are gone")
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """Move the test into a namespace of its own, with the devices v0 and v1."""
+    name = f"ebproxy-test-dp-{os.getpid()}-{next(_numbers)}"
+    with contextlib.ExitStack() as ends:
+        ends.callback(netns.remove, name)
+        netns.add(name)
+        netns.configure(name, ["link add v0 type veth peer name v1", "addr add 192.0.2.1/24 dev v0"])
+        ends.enter_context(netns.entered(name))
+        yield name
+
+
+def network() -> Network:
+    with Netlink() as netlink:
+        return read_network(netlink)
+
+
+def packet_programs(plane: Dataplane) -> dict[str, int]:
+    return {name: bpf.prog_info(fd).id for name, fd in plane.programs.packets.items()}
+
+
+def on_devices(plane: Dataplane) -> dict[tuple[str, str], int]:
+    """Ask the kernel which of our programs runs where."""
+    found = plane.packet_path.attachment.attached()
+    return {(socket.if_indextoname(hook.device), hook.direction.name): ident for hook, ident in found.items()}
+
+
+def expected(plane: Dataplane, *devices: str) -> dict[tuple[str, str], int]:
+    ours = packet_programs(plane)
+    both = {"INGRESS": ours["tc_ingress"], "EGRESS": ours["tc_egress"]}
+    found = {(device, direction): ident for device in devices for direction, ident in both.items()}
+    return found | {("lo", "EGRESS"): ours["tc_loopback"]}
+
+
+def addresses(plane: Dataplane) -> set[str]:
+    return {format_address(key) for key, _ in plane.store.maps["node_addresses"].items()}
+
+
+def device_addresses(plane: Dataplane) -> dict[str, str]:
+    """Read the IPv4 addresses to masquerade with, by device; "node" stands for the node's own."""
+    found = {}
+    for key, value in plane.store.maps["devices"].items():
+        ifindex = int.from_bytes(key, "little")
+        found[socket.if_indextoname(ifindex) if ifindex else "node"] = format_address(value[:16])
+    return found
+
+
+FORMS = pytest.mark.parametrize("clsact", [False, True], ids=["tcx", "clsact"])
+
+
+@FORMS
+def test_devices_are_followed(opened, namespace, clsact):
+    plane = opened(clsact=clsact)
+    plane.follow(network(), None)
+    assert on_devices(plane) == {}, "nothing is attached before it is activated"
+    assert addresses(plane) == {"127.0.0.1", "::1", "192.0.2.1"}, "but the maps are written"
+    plane.activate()
+    assert on_devices(plane) == expected(plane, "v0", "v1")
+    assert device_addresses(plane) == {"node": "192.0.2.1", "v0": "192.0.2.1"}
+
+    netns.configure(namespace, ["link add d0 type veth peer name d1", "addr add 198.51.100.1/24 dev d0"])
+    plane.follow(network(), None)
+    assert on_devices(plane) == expected(plane, "v0", "v1", "d0", "d1")
+    assert addresses(plane) == {"127.0.0.1", "::1", "192.0.2.1", "198.51.100.1"}
+    assert device_addresses(plane) == {"node": "192.0.2.1", "v0": "192.0.2.1", "d0": "198.51.100.1"}
+
+    netns.configure(namespace, ["link del d0", "addr del 192.0.2.1/24 dev v0"])
+    plane.follow(network(), None)
+    assert on_devices(plane) == expected(plane, "v0", "v1")
+    assert addresses(plane) == {"127.0.0.1", "::1"}
+    assert device_addresses(plane) == {}
+    assert plane.faults == ()
+
+
+@FORMS
+def test_what_runs_on_devices_is_adopted(opened, namespace, clsact):
+    first = opened(clsact=clsact)
+    first.follow(network(), None)
+    first.activate()
+    before = on_devices(first)
+
+    second = opened(clsact=clsact)
+    assert not second.is_migrating
+    second.follow(network(), None)
+    assert second.activate() == 0
+
+    assert on_devices(second) == before
+    assert second.store.writes.total() == 0
+
+
+@FORMS
+def test_another_layout_takes_devices_over(opened, namespace, clsact):
+    """Also where no socket hook says that another layout is in use."""
+    first = opened(clsact=clsact, cgroup=None)
+    first.follow(network(), None)
+    first.activate()
+    flow = bytes(TUPLE.size), bytes(FLOW.size)
+    first.store.maps["conntrack"].update(*flow)
+
+    second = opened(clsact=clsact, cgroup=None, sizes=replace(SIZES, segments=512))
+    second.follow(network(), None)
+
+    assert second.is_migrating
+    assert on_devices(second) == expected(first, "v0", "v1"), "until it is activated the former forward"
+    assert dataplane.active_layout(first.options.bpffs) == first.directory
+    second.activate()
+    assert on_devices(second) == expected(second, "v0", "v1")
+    assert dataplane.layouts(second.root) == [second.directory]
+    assert second.store.maps["conntrack"].lookup(flow[0]) == flow[1], "tracked flows go on"
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["to links", "to filters"])
+def test_another_way_to_attach_leaves_nothing_of_the_former(opened, namespace, later):
+    first = opened(clsact=not later)
+    first.follow(network(), None)
+    first.activate()
+
+    second = opened(clsact=later)
+    second.follow(network(), None)
+    second.activate()
+
+    assert on_devices(first) == {}
+    assert on_devices(second) == expected(second, "v0", "v1")
+
+
+@FORMS
+def test_what_somebody_did_to_the_node_is_undone(opened, namespace, clsact):
+    plane = opened(clsact=clsact)
+    plane.follow(network(), ("10.1.0.0/16",))
+    plane.activate()
+    assert plane.reattach() == 0
+    before = {name: dict(plane.store.maps[name].items()) for name in ("node_addresses", "devices", "pod_ranges")}
+
+    for name, entries in before.items():
+        plane.store.maps[name].delete(next(iter(entries)))
+    plane.store.maps["node_addresses"].update(bytes(15) + b"\7", b"\1\0\0\0")
+    plane.packet_path.attachment.detach(next(iter(plane.packet_path.attachment.attached())))
+
+    assert plane.reattach() == 5
+    assert {name: dict(plane.store.maps[name].items()) for name in before} == before
+    assert on_devices(plane) == expected(plane, "v0", "v1")
+
+
+@pytest.mark.parametrize(
+    ("pods", "node", "there"),
+    [
+        pytest.param(
+            PodDetection(("10.0.0.0/8", "fd00::/16")), ("10.1.0.0/16",), {"10.0.0.0/8", "fd00::/16"}, id="ranges"
+        ),
+        pytest.param(PodDetection(), ("10.1.0.0/16",), {"10.1.0.0/16"}, id="the Node's"),
+        pytest.param(PodDetection(), (), set(), id="the Node has none"),
+        pytest.param(PodDetection(), None, {"10.9.0.0/16"}, id="a Node that is not known yet changes nothing"),
+        pytest.param(PodDetection(bridge="br0"), ("10.1.0.0/16",), set(), id="devices tell"),
+    ],
+)
+def test_the_ranges_of_pods(opened, namespace, pods, node, there):
+    plane = opened(pods=pods)
+    plane.store.maps["pod_ranges"].update(*next(iter(range_entries(["10.9.0.0/16"]).items())))
+
+    plane.follow(network(), node)
+
+    assert dict(plane.store.maps["pod_ranges"].items()) == range_entries(there)
+
+
+def test_more_addresses_than_there_is_room_for_are_a_fault_and_no_failure(opened, namespace):
+    plane = opened(sizes=replace(SIZES, node_addresses=2))
+
+    plane.follow(network(), None)
+    plane.activate()
+
+    assert [fault for fault in plane.faults if "node_addresses" in fault]
+    assert on_devices(plane) == expected(plane, "v0", "v1")
+    netns.configure(namespace, ["addr del 192.0.2.1/24 dev v0"])
+    plane.follow(network(), None)
+    assert plane.faults == ()
+    assert addresses(plane) == {"127.0.0.1", "::1"}
+
+
+@FORMS
+def test_removal_leaves_nothing_on_devices(opened, bpffs, every, namespace, clsact):
+    plane = opened(clsact=clsact)
+    plane.follow(network(), None)
+    plane.activate()
+    programs = list(packet_programs(plane).values())
+    plane.close()
+    dataplane.remove(bpffs)
+    every.remove(plane)
+
+    assert Clsact().attached() == {}
+    for device in network().devices:
+        assert [bpf.prog_query(device.ifindex, direction) for direction in bpf.Direction] == [(), ()]
+    assert not list(bpffs.glob("*"))
     until(lambda: not any(exists("program", ident) for ident in programs), "programs are gone")
 
 

@@ -18,13 +18,17 @@ Backend = Pod | Endpoint
 
 
 class Scene:
-    """A context manager. ``web``: pods with servers at TARGETS; ``pod`` and ``host``: clients; one Service a file."""
+    """A context manager. ``web``: pods with servers at TARGETS; ``pod`` and ``host``: clients; one Service a file.
 
-    def __init__(self, web: int = 3, **config: Any) -> None:
-        self.lab = Lab()
+    Of several ``nodes``, the first has the agent, and each of the others one pod of ``far``.
+    """
+
+    def __init__(self, web: int = 3, *, nodes: int = 1, overlay: bool = False, **config: Any) -> None:
+        self.lab = Lab(nodes, overlay=overlay)
         try:
             self.node = self.lab.nodes[0]
             self.web = [self.node.add_pod(f"web-{number}", *TARGETS) for number in range(1, web + 1)]
+            self.far = [node.add_pod(f"far-{node.number}", *TARGETS) for node in self.lab.nodes[1:]]
             self.shopper = self.node.add_pod("shopper")
             self.pod = self.shopper.client()
             self.host = self.node.client()

@@ -48,7 +48,12 @@ class LiveMetrics:
 
     def _maps(self) -> Iterator[Metric]:
         planner = self._reconciler.planner
-        entries = {"frontends": planner.frontend_count, "segments": planner.allocator.used, **self._metrics.map_entries}
+        entries = {
+            "frontends": planner.frontend_count,
+            "segments": planner.allocator.used,
+            "source_ranges": planner.source_ranges.count,
+            **self._metrics.map_entries,
+        }
         capacity = {name: getattr(self._sizes, name) for name in entries}
         yield from meter.gauge("ebproxy_map_entries", "Entries in use", dict(entries), "map")
         yield from meter.gauge("ebproxy_map_capacity_entries", "Entries there is room for", dict(capacity), "map")

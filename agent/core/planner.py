@@ -7,9 +7,9 @@ lead to them. What a former agent left is adopted by the placement that wants th
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 
-from agent.core.abi import Frontend
+from agent.core.abi import Frontend, FrontendFlag
 from agent.core.adoption import Leftovers
 from agent.core.frontends import RESERVED, Role, Which, shared_roles
 from agent.core.placing import free, place
@@ -18,6 +18,7 @@ from agent.core.records import Family, ObjectKey
 from agent.core.segments import SegmentAllocator
 from agent.core.services import Backends, DesiredPort, PortName
 from agent.core.source_ranges import SourceRanges
+from agent.core.tables import Tables, maglev_side
 from agent.errors import CapacityError
 
 _Before = tuple[tuple[bytes, ...], tuple[Role, ...], Bases, int]
@@ -37,6 +38,7 @@ class Planner:
         state: KernelState,
         last_id: int = 0,
         source_range_limit: int = 16_384,
+        table_limit: int = 16,
     ) -> None:
         """``last_id``: the highest service id that was ever given out, where that is known."""
         self.allocator = SegmentAllocator(segment_slots)
@@ -48,9 +50,21 @@ class Planner:
         self.source_ranges = SourceRanges(source_range_limit, len(state.source_ranges))
         self._owners: dict[bytes, Placement] = {}
         self._losers: dict[bytes, set[ObjectKey]] = {}
-        self._left = Leftovers(state, self.allocator)
+        self.tables = Tables(table_limit)
+        self._left = Leftovers(state, self.allocator, self.tables)
         self._lacking: dict[tuple[ObjectKey, PortName], tuple[str, ...]] = {}
         self._next_id = max(self._left.last_id, last_id) + 1
+
+    def wake(self, now: float) -> bool:
+        """Make what has rested long enough available; returns whether anything was."""
+        woken = self.allocator.wake(now)
+        return self.tables.wake(now) or woken
+
+    @property
+    def next_wake(self) -> float | None:
+        """When the first of what rests becomes available (monotonic seconds); None = nothing rests."""
+        due = (self.allocator.next_wake, self.tables.next_wake)
+        return min((at for at in due if at is not None), default=None)
 
     @property
     def frontend_count(self) -> int:
@@ -117,6 +131,7 @@ class Planner:
             for segment in placement.segments:
                 if segment.is_owned and placement.frontends:
                     count += state.segments.get(segment.base) != (segment.slots, segment.is_silent)
+                    count += state.tables.get(segment.base, 0) != segment.table_number
             ranges ^= set(placement.range_keys())
         return count + len(ranges)
 
@@ -143,11 +158,12 @@ class Planner:
         before = placement.frontends, placement.roles, placement.bases, placement.affinity_timeout_s
         placement.affinity_timeout_s, placement.serving = want.affinity_timeout_s, want.serving
         self._note_lack(placement, want)
-        if want.source_ranges != placement.source_ranges:
-            self._place_ranges(placement, want, plan)
         granted = self._fitting(placement, self._claim(placement, want), plan)
+        if want.source_ranges or placement.source_ranges:
+            self._place_ranges(placement, want.source_ranges if _is_limited(granted) else (), plan)
         if failed := self._place_segments(placement, want, plan, is_granted=bool(granted)):
             granted = _kept(placement, granted, failed)
+        self._place_tables(placement, want, plan)
         self._place_frontends(placement, granted, before, plan)
         self._drop_unused(placement, want, plan)
 
@@ -160,9 +176,9 @@ class Planner:
     def _degrade(self, placement: Placement, reason: str) -> None:
         self.degraded[placement.service, placement.port] = reason
 
-    def _place_ranges(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
+    def _place_ranges(self, placement: Placement, ranges: Sequence[tuple[bytes, int]], plan: Plan) -> None:
         try:
-            self.source_ranges.place(placement, want.source_ranges, plan)
+            self.source_ranges.place(placement, ranges, plan)
         except CapacityError as error:
             self._degrade(placement, str(error))
 
@@ -235,6 +251,16 @@ class Planner:
             return segment
         return placed
 
+    def _place_tables(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
+        side = maglev_side(want.roles)
+        if side is None and not self.tables.used:
+            return
+        for which, segment in ((Which.CLUSTER, placement.cluster), (Which.LOCAL, placement.local)):
+            if segment and (segment.table or which is side):
+                reason = self.tables.place(segment, plan, is_wanted=which is side)
+                if reason:
+                    self._degrade(placement, reason)
+
     def _place_frontends(self, placement: Placement, granted: dict[bytes, Role], before: _Before, plan: Plan) -> None:
         bases, timeout_s = placement.bases, placement.affinity_timeout_s
         after = tuple(granted), shared_roles(tuple(granted.values())), bases, timeout_s
@@ -262,6 +288,8 @@ class Planner:
         role = had.pop(frontend)
         owner.frontends, owner.roles = tuple(had), tuple(had.values())
         self._lose(owner, frontend, role, winner)
+        if owner.source_ranges:
+            self.to_replan.add(owner.service)  # which may not need them any more
 
     def _release_frontend(self, frontend: bytes, plan: Plan) -> None:
         del self._owners[frontend]
@@ -284,6 +312,10 @@ class Planner:
         self.source_ranges.place(placement, (), plan)
         for segment in placement.segments:
             free(segment, plan)
+
+
+def _is_limited(granted: Mapping[bytes, Role]) -> bool:
+    return any(role.flags & FrontendFlag.SOURCE_RANGES for role in granted.values())
 
 
 def _kept(placement: Placement, granted: dict[bytes, Role], failed: frozenset[Which]) -> dict[bytes, Role]:

@@ -30,6 +30,7 @@ CLUSTER_IP = Role(FrontendKind.CLUSTER_IP, Which.CLUSTER, Which.CLUSTER)
 LOCAL_CLUSTER_IP = Role(FrontendKind.CLUSTER_IP, Which.LOCAL, Which.LOCAL)
 NODE_PORT = Role(FrontendKind.NODE_PORT, Which.CLUSTER, Which.CLUSTER)
 LOCAL_NODE_PORT = Role(FrontendKind.NODE_PORT | FrontendFlag.EXTERNAL_LOCAL, Which.CLUSTER, Which.LOCAL)
+LOAD_BALANCER = Role(FrontendKind.LOAD_BALANCER, Which.CLUSTER, Which.CLUSTER)
 LIMITED = Role(FrontendKind.LOAD_BALANCER | FrontendFlag.SOURCE_RANGES, Which.CLUSTER, Which.CLUSTER)
 
 

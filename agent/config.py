@@ -73,6 +73,7 @@ _SIZES = {
     "mapSizes.affinity": "affinity",
     "mapSizes.sourceRanges": "source_ranges",
     "mapSizes.fragments": "fragments",
+    "mapSizes.maglevTables": "maglev_tables",
 }
 _DETECTED_BY = {
     DetectLocalMode.BRIDGE_INTERFACE.value: "detectLocal.bridgeInterface",

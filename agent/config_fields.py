@@ -24,6 +24,7 @@ KUBE_PROXY_GROUP = "kubeproxy.config.k8s.io"
 KUBE_PROXY_KIND = "KubeProxyConfiguration"
 _CONFIG_MAP_KEYS = ("config.conf", "config", "config.yaml")
 _MOST_ENTRIES = 1 << 24
+_MOST_TABLES = 65_535  # what a header can name
 
 
 class DetectLocalMode(enum.StrEnum):
@@ -85,6 +86,7 @@ FIELDS: Mapping[str, Field] = {
     "mapSizes.affinity": _ours(_SIZE),
     "mapSizes.sourceRanges": _ours(_SIZE),
     "mapSizes.fragments": _ours(_SIZE),
+    "mapSizes.maglevTables": _ours(read.integer(0, _MOST_TABLES)),
     "masqueradeAll": _ours(read.boolean),
     "sourcePorts": _ours(read.port_range),
     "forwarding": _ours(read.member(Forwarding)),

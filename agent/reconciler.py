@@ -126,6 +126,17 @@ class Reconciler:
         self._queue.put(run)
         return answer.result(timeout_s)
 
+    def build_tables(self) -> None:
+        """Build the Maglev tables that waited for their program; from any thread, done on this one."""
+        self._queue.put(self._build_tables)
+
+    def _build_tables(self) -> None:
+        try:
+            self.dataplane.tables.check()
+        except OSError as error:
+            self._metrics.error("maglev")
+            log.error("%s; trying again in %.0f s", error, self._drift_period_s)
+
     def _run(self) -> None:
         try:
             while self._take_in():
@@ -184,8 +195,8 @@ class Reconciler:
             due.append(self.flows.due_at)
         if self._retry_at is not None:
             due.append(self._retry_at)
-        if self.planner.degraded and self.planner.allocator.next_wake is not None:
-            due.append(self.planner.allocator.next_wake)
+        if self.planner.degraded and self.planner.next_wake is not None:
+            due.append(self.planner.next_wake)
         return max(0.0, min(due) - time.monotonic())
 
     def _turn(self) -> None:
@@ -260,7 +271,7 @@ class Reconciler:
 
     def _sync_all(self, now: float) -> None:
         """Plan and apply until nothing is left; what one plan makes room for is changed by the next."""
-        if self.planner.allocator.wake(now):
+        if self.planner.wake(now):
             self.model.dirty.update(key for key, _ in self.planner.degraded)
         if not self.model.incomplete:
             self.model.dirty |= self._held
@@ -302,6 +313,8 @@ class Reconciler:
         self.dataplane.store.apply(plan)
         for base, order in plan.freed:
             self.planner.allocator.rest(base, order, now)
+        for number in plan.freed_tables:
+            self.planner.tables.rest(number, now)
         if plan.removed_frontends or plan.removed_source_ranges:
             self.model.dirty.update(key for key, _ in self.planner.degraded)
             if self.flows:
@@ -369,7 +382,7 @@ class Reconciler:
         sizes = self.dataplane.options.sizes
         # One frontend is left to the self-test, which an agent must pass also where the map is full.
         state, last_id = store.read_state(), self._names.last_id
-        return Planner(sizes.segments, sizes.frontends - 1, state, last_id, sizes.source_ranges)
+        return Planner(sizes.segments, sizes.frontends - 1, state, last_id, sizes.source_ranges, sizes.maglev_tables)
 
     def _heal_drift(self) -> None:
         """Compare hooks and maps with what was planned; attach again, or read back and plan anew."""

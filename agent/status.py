@@ -43,6 +43,7 @@ def _status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> d
         "maps": {
             "frontends": {"entries": planner.frontend_count, "capacity": sizes.frontends},
             "segments": {"entries": planner.allocator.used, "capacity": sizes.segments},
+            "maglev_tables": {"entries": planner.tables.used, "capacity": sizes.maglev_tables},
         },
         "map_writes": dict(dataplane.store.writes),
     }

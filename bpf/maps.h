@@ -39,6 +39,16 @@ BPF_TABLE("lru_hash", struct peer_key, struct peer_origin, peer_origins, 1);
  */
 BPF_TABLE("lru_hash", struct tuple, struct flow, conntrack, 1);
 
+/*
+ * number - 1 -> which backends clients outside get by consistent hashing. Written by the agent before the header that
+ * names it, and again when the segment's backends change; read when a flow of a service with Maglev begins. Sized by
+ * mapSizes.maglevTables.
+ */
+BPF_ARRAY(maglev_tables, struct maglev_table, 1);
+
+/* The one table that is being built. Written by the agent, worked on by maglev.c, read by the agent when it is done. */
+BPF_ARRAY(maglev_builds, struct maglev_build, 1);
+
 /* client, service -> backend. Written and read when a flow of a service with affinity begins. */
 BPF_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1);
 

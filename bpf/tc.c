@@ -18,6 +18,7 @@
 #include "answer.h"
 #include "route.h"
 #include "affinity.h"
+#include "maglev.h"
 #include "fragment.h"
 #include "dsr.h"
 
@@ -342,6 +343,8 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 		return drop(COUNTER_SOURCE_RANGE);
 	if (frontend->affinity_timeout)
 		verdict = affinity_select(frontend, base, work, tuple_hash(&packet->tuple), &backend);
+	else if (origin == ORIGIN_OUTSIDE && frontend->flags & FRONTEND_MAGLEV)
+		verdict = maglev_select_backend(base, tuple_hash(&packet->tuple), &backend);
 	else
 		verdict = lb_select_backend(base, tuple_hash(&packet->tuple), &backend);
 	if (verdict == LB_REJECT)

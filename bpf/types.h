@@ -72,13 +72,13 @@ enum frontend_kind {
  *	base      base+1     base+2           base+count
  *	[header]  [backend]  [backend]  ...   [backend]
  *
- * A header uses flags and count, a backend address and port; the rest is zero.
+ * A header uses flags, count and, as its port, the number of a table; a backend address and port; the rest is zero.
  */
 struct slot {
 	struct address address;
-	__be16 port;
-	u16 flags; /* SEGMENT_* */
-	u32 count; /* backends behind this header */
+	__be16 port; /* a header's: the number of its table in maglev_tables, 0 = none; in host order */
+	u16 flags;   /* SEGMENT_* */
+	u32 count;   /* backends behind this header */
 };
 
 /* With count == 0: say nothing to the client, rather than refuse (endpoints exist, but not for this client). */
@@ -87,6 +87,31 @@ struct slot {
 /* Two segments that every layout has, both without backends. */
 #define SEGMENT_BASE_REJECT 0
 #define SEGMENT_BASE_DROP   1
+
+#define MAGLEV_SIZE         16381 /* a prime */
+#define MAGLEV_BACKENDS     1024  /* how many a table is built for at most */
+#define MAGLEV_FREE         0xffff
+
+/* Which backend a client outside gets: its place in the segment, counted from 0. */
+struct maglev_table {
+	u16 entries[16384]; /* MAGLEV_SIZE of them are used */
+};
+
+/* A backend on its way through a table: it claims the first free entry that it comes by, then the next one has a turn. */
+struct maglev_walk {
+	u64 entry;
+	u64 step;  /* less MAGLEV_SIZE, which is added where the walk would leave the table */
+	u32 place; /* in the segment */
+	u32 next;  /* whose turn it is then */
+};
+
+/* A table as it is being built. */
+struct maglev_build {
+	u32 turn;   /* which walk */
+	u32 filled; /* entries that are claimed */
+	struct maglev_walk walks[MAGLEV_BACKENDS];
+	struct maglev_table table;
+};
 
 /*
  * What a connected socket asked for, in the slot that its cookie selects. backend_port and backend_word (the last

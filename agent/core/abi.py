@@ -9,6 +9,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
+import sys
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +64,20 @@ def _layout(name: str, **formats: str) -> Layout:
 FRONTEND_KEY = _layout("frontend_key", address="16s", port="2s", protocol="B", pad="B")
 FRONTEND = _layout("frontend", service="I", inside="I", outside="I", affinity_timeout="I", flags="I")
 SLOT = _layout("slot", address="16s", port="2s", flags="H", count="I")
+MAGLEV_SIZE = 16_381
+"""Entries of a Maglev table; a prime, so that every walk comes by every entry."""
+MAGLEV_BACKENDS = 1_024
+"""How many backends a table is built for at most."""
+MAGLEV_FREE = b"\xff\xff"
+MAGLEV_TABLE = _layout("maglev_table", entries="32768s")
+MAGLEV_WALK = _layout("maglev_walk", entry="Q", step="q", place="I", next="I")
+MAGLEV_BUILD = _layout(
+    "maglev_build",
+    turn="I",
+    filled="I",
+    walks=f"{MAGLEV_BACKENDS * MAGLEV_WALK.size}s",
+    table=f"{MAGLEV_TABLE.size}s",
+)
 ORIGIN = _layout("origin", cookie="Q", address="16s", port="2s", backend_port="2s", backend_word="4s")
 PEER_KEY = _layout("peer_key", cookie="Q", address="16s", port="2s", pad="H", pad2="I")
 PEER_ORIGIN = _layout("peer_origin", address="16s", port="2s", pad="H")
@@ -138,6 +155,8 @@ class FrontendFlag(enum.IntFlag):
 
 
 FRONTEND_KIND_MASK = 0x007
+BACKEND_END_SIZE = 18
+"""What of a backend's slot is its address and port."""
 
 
 class FlowFlag(enum.IntFlag):
@@ -201,6 +220,8 @@ class MapSizes:
     fragments: int = 4_096
     node_addresses: int = 1_024
     devices: int = 1_024
+    maglev_tables: int = 16
+    """Of 32 KiB each; 0 = none."""
 
 
 def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
@@ -218,6 +239,8 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("devices", MapKind.HASH, U32, DEVICE, sizes.devices),
         MapSpec("fragments", MapKind.LRU_HASH, FRAGMENT_KEY, FRAGMENT, sizes.fragments),
         MapSpec("held_fragments", MapKind.LRU_HASH, FRAGMENT_KEY, HELD, HELD_FRAGMENTS),
+        MapSpec("maglev_tables", MapKind.ARRAY, U32, MAGLEV_TABLE, max(sizes.maglev_tables, 1)),
+        MapSpec("maglev_builds", MapKind.ARRAY, U32, MAGLEV_BUILD, 1),
         MapSpec("works", MapKind.PERCPU_ARRAY, U32, WORK, 1),
         MapSpec("counters", MapKind.PERCPU_ARRAY, U32, U64, len(Counter), carries_over=True),
     )
@@ -323,12 +346,51 @@ def unpack_backend(raw: bytes) -> tuple[bytes, int]:
     return raw[:16], int.from_bytes(raw[16:18], "big")
 
 
-def pack_header(count: int, *, drop: bool) -> bytes:
+class Header(NamedTuple):
+    """What a segment begins with: how many backends it has, and whether it is silent where it has none.
+
+    ``table``: the number of its Maglev table; 0 = none.
+    """
+
+    backends: int
+    drop: bool
+    table: int = 0
+
+
+def pack_header(count: int, *, drop: bool, table: int = 0) -> bytes:
     """Lay out the header of a segment."""
-    return SLOT.packer.pack(bytes(16), bytes(2), SEGMENT_DROP if drop else 0, count)
+    number = table.to_bytes(2, sys.byteorder)
+    return SLOT.packer.pack(bytes(16), number, SEGMENT_DROP if drop else 0, count)
 
 
-def unpack_header(raw: bytes) -> tuple[int, bool]:
-    """Read a header: the number of backends, and whether an empty segment is silent."""
-    _, _, flags, count = SLOT.packer.unpack(raw)
-    return count, bool(flags & SEGMENT_DROP)
+def unpack_header(raw: bytes) -> Header:
+    """Read a header."""
+    _, number, flags, count = SLOT.packer.unpack(raw)
+    return Header(count, bool(flags & SEGMENT_DROP), int.from_bytes(number, sys.byteorder))
+
+
+class Walk(NamedTuple):
+    """A backend's way through a Maglev table: where it begins, by what steps; and its place in the segment."""
+
+    offset: int
+    skip: int
+    place: int
+
+
+def pack_maglev_build(walks: Sequence[Walk]) -> bytes:
+    """Lay out a table that is to be built; at least one walk, at most MAGLEV_BACKENDS."""
+    fields: list[int] = []
+    for turn, walk in enumerate(walks, start=1):
+        fields += (walk.offset, walk.skip - MAGLEV_SIZE, walk.place, turn % len(walks))
+    ways = struct.pack("=" + "QqII" * len(walks), *fields)
+    return MAGLEV_BUILD.packer.pack(0, 0, ways, MAGLEV_FREE * (MAGLEV_TABLE.size // 2))
+
+
+def maglev_table_of(build: bytes) -> bytes:
+    """Cut the table out of what was built."""
+    return build[-MAGLEV_TABLE.size :]
+
+
+def unpack_maglev_table(raw: bytes) -> array[int]:
+    """Read a table: for each entry a place in the segment."""
+    return array("H", raw[: 2 * MAGLEV_SIZE])

@@ -6,15 +6,17 @@ from collections.abc import Container
 
 from agent.core.abi import BASE_DROP, FIRST_FREE_SLOT, SLOT, unpack_source_range
 from agent.core.frontends import Role, Which
+from agent.core.placing import free
 from agent.core.plan import KernelState, Placement, Plan, Segment
 from agent.core.segments import SegmentAllocator, order_for
 from agent.core.services import DesiredPort
+from agent.core.tables import Tables
 
 
 class Leftovers:
     """Frontends, segments and source ranges that were found. Their slots are taken, so that nobody gets them."""
 
-    def __init__(self, state: KernelState, allocator: SegmentAllocator) -> None:
+    def __init__(self, state: KernelState, allocator: SegmentAllocator, tables: Tables) -> None:
         self.frontends = dict(state.frontends)
         self.last_id = max((frontend.service for frontend in state.frontends.values()), default=0)
         self._segments: dict[int, Segment] = {}
@@ -23,7 +25,9 @@ class Leftovers:
         for base, (slots, is_silent) in sorted(state.segments.items()):
             order = order_for(1 + len(slots) // SLOT.size)
             if base >= FIRST_FREE_SLOT and allocator.reserve(base, order):
-                self._segments[base] = Segment(base, order, slots, is_silent)
+                number = state.tables.get(base)
+                table = tables.adopt(number) if number else None
+                self._segments[base] = Segment(base, order, slots, is_silent, table)
         for key in state.source_ranges:
             service, _, _ = unpack_source_range(key)
             self._ranges.setdefault(service, set()).add(key)
@@ -98,7 +102,7 @@ class Leftovers:
         staying = self.frontends.values()
         kept_bases = {base for found in staying for base in (found.inside, found.outside)}
         for base in self._segments.keys() - kept_bases:
-            plan.freed.append((base, self._segments.pop(base).order))
+            free(self._segments.pop(base), plan)
         kept_ids = {found.service for found in staying}
         gone = [key for ident in self._ranges.keys() - kept_ids for key in self._ranges.pop(ident)]
         for key in gone:

@@ -7,10 +7,11 @@ block is written anew elsewhere, and the frontends are turned to it.
 
 from __future__ import annotations
 
-from agent.core.abi import BASE_DROP, BASE_REJECT, pack_header
+from agent.core.abi import BASE_DROP, BASE_REJECT
 from agent.core.plan import Plan, Segment, split_slots
 from agent.core.segments import SegmentAllocator, order_for
 from agent.core.services import Backends
+from agent.core.tables import release_table
 from agent.errors import CapacityError
 
 
@@ -29,21 +30,23 @@ def place(segment: Segment, want: Backends, allocator: SegmentAllocator, plan: P
 
 
 def free(segment: Segment | None, plan: Plan) -> None:
-    """Give a segment's slots back once the plan is carried out."""
+    """Give a segment's slots, and its table, back once the plan is carried out."""
     if segment and segment.is_owned:
         plan.freed.append((segment.base, segment.order))
+        release_table(segment, plan)
 
 
 def _move(segment: Segment, want: Backends, allocator: SegmentAllocator, plan: Plan) -> None:
     """Write the backends into a new block of the right size. Raises: CapacityError, with nothing changed."""
     order = order_for(1 + len(want.slots))
     base = allocator.allocate(order)
-    free(segment, plan)
+    if segment.is_owned:
+        plan.freed.append((segment.base, segment.order))
     segment.base, segment.order = base, order
     segment.slots = b"".join(want.slots)
     segment.is_silent = want.is_silent
     plan.backends.append((base + 1, segment.slots))
-    plan.headers.append((base, pack_header(len(want.slots), drop=want.is_silent)))
+    plan.headers.append((base, segment.header))
 
 
 def _shrink(segment: Segment, want: Backends, allocator: SegmentAllocator, plan: Plan) -> None:
@@ -80,7 +83,8 @@ def _edit(segment: Segment, want: Backends, plan: Plan) -> None:
     for index, slot in zip(holes, [slot for slot in want.slots if slot not in staying], strict=True):
         slots[index] = slot
         plan.backends.append((segment.base + 1 + index, slot))
-    if count != len(had) or (not count and want.is_silent != segment.is_silent):
-        plan.headers.append((segment.base, pack_header(count, drop=want.is_silent)))
+    is_header_stale = count != len(had) or (not count and want.is_silent != segment.is_silent)
     segment.slots = b"".join(slots)
     segment.is_silent = want.is_silent
+    if is_header_stale:
+        plan.headers.append((segment.base, segment.header))

@@ -3,7 +3,10 @@
 The order of a plan's writes keeps one invariant: after every prefix of it, no frontend leads to a segment or backend
 that is not there, and no connection of an untouched service notices.
 
-    source ranges -> backends -> headers -> frontends -> removed frontends -> removed source ranges -> freed segments
+    source ranges -> backends -> Maglev tables -> headers -> frontends -> removed frontends -> removed source ranges
+    -> freed segments and tables
+
+A table may lead, for a moment, past the backends that its header counts: the programs then choose at random.
 """
 
 from __future__ import annotations
@@ -11,7 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agent.core.abi import BASE_REJECT, FIRST_FREE_SLOT, SLOT, Frontend, pack_frontend, pack_source_range
+from agent.core.abi import (
+    BASE_REJECT,
+    FIRST_FREE_SLOT,
+    SLOT,
+    Frontend,
+    pack_frontend,
+    pack_header,
+    pack_source_range,
+)
 from agent.core.frontends import Role
 from agent.core.records import ObjectKey
 from agent.core.services import PortName
@@ -19,7 +30,10 @@ from agent.core.services import PortName
 
 @dataclass(slots=True)
 class Plan:
-    """Writes, by phase. ``backends`` are runs of slots: (first slot, slots end to end); source ranges are keys."""
+    """Writes, by phase. ``backends`` are runs of slots: (first slot, slots end to end); source ranges are keys.
+
+    ``tables``: by number, the backends a Maglev table is to be built for.
+    """
 
     source_ranges: dict[bytes, None] = field(default_factory=dict)
     backends: list[tuple[int, bytes]] = field(default_factory=list)
@@ -28,6 +42,8 @@ class Plan:
     removed_frontends: dict[bytes, None] = field(default_factory=dict)
     removed_source_ranges: dict[bytes, None] = field(default_factory=dict)
     freed: list[tuple[int, int]] = field(default_factory=list)
+    tables: dict[int, bytes] = field(default_factory=dict)
+    freed_tables: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(
@@ -38,6 +54,8 @@ class Plan:
             or self.freed
             or self.source_ranges
             or self.removed_source_ranges
+            or self.tables
+            or self.freed_tables
         )
 
     def set_frontend(self, key: bytes, value: bytes) -> None:
@@ -62,6 +80,14 @@ class Plan:
 
 
 @dataclass(slots=True)
+class Table:
+    """A segment's Maglev table: its number, and the backends it was built for; 0 = none of its own, though named."""
+
+    number: int
+    slots: bytes = b""
+
+
+@dataclass(slots=True)
 class Segment:
     """Backends in the array: ``1 << order`` slots from ``base``, or a shared empty segment (order 0, nothing owned).
 
@@ -72,6 +98,17 @@ class Segment:
     order: int = 0
     slots: bytes = b""
     is_silent: bool = False
+    table: Table | None = None
+
+    @property
+    def header(self) -> bytes:
+        """Lay out its header."""
+        return pack_header(self.count, drop=self.is_silent, table=self.table_number)
+
+    @property
+    def table_number(self) -> int:
+        """The number of its table; 0 = none."""
+        return self.table.number if self.table else 0
 
     @property
     def is_owned(self) -> bool:
@@ -152,13 +189,14 @@ class Placement:
 class KernelState:
     """What the maps held when they were read.
 
-    Frontends by key, every segment that one leads to by base (its slots end to end, and whether it is silent), and the
-    keys of source ranges.
+    Frontends by key, every segment that one leads to by base (its slots end to end, and whether it is silent), the
+    keys of source ranges, and by base the numbers of the tables that headers name.
     """
 
     frontends: dict[bytes, Frontend]
     segments: dict[int, tuple[bytes, bool]]
     source_ranges: frozenset[bytes] = frozenset()
+    tables: dict[int, int] = field(default_factory=dict)
 
 
 def split_slots(slots: bytes) -> list[bytes]:

@@ -33,6 +33,7 @@ class Command(enum.IntEnum):
     PROG_LOAD = 5
     OBJ_PIN = 6
     OBJ_GET = 7
+    PROG_TEST_RUN = 10
     PROG_GET_FD_BY_ID = 13
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
@@ -84,6 +85,7 @@ PROG_TYPE_CGROUP_SOCK_ADDR = 18
 NO_PREALLOC = 1
 _NAME_SIZE = 16
 _INFO_SIZE = 256
+_TEST_PACKET_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,19 @@ def tcx_info(fd: int) -> TcxInfo:
 def prog_fd_by_id(ident: int) -> int:
     """Open a program by id."""
     return bpf(Command.PROG_GET_FD_BY_ID, _attr("=III", ident, 0, 0))
+
+
+def run_repeatedly(prog_fd: int, repeat: int) -> int:
+    """Run a program of the packet path up to ``repeat`` times, on a packet of zeros; returns what the last run did.
+
+    Raises: OSError; EINTR where a signal came in between runs.
+    """
+    packet = ctypes.create_string_buffer(_TEST_PACKET_SIZE)
+    layout = "=4I2Q4I2Q"
+    attr = _attr(layout, prog_fd, 0, _TEST_PACKET_SIZE, 0, _pointer(packet), 0, repeat, 0, 0, 0, 0, 0)
+    bpf(Command.PROG_TEST_RUN, attr)
+    returned: int = struct.unpack_from("=I", attr.raw, 4)[0]
+    return returned
 
 
 def link_create(prog_fd: int, target: int, attach_type: AttachType | Direction) -> int:

@@ -29,6 +29,7 @@ from agent.core.network import (
 )
 from agent.errors import DataplaneError
 from agent.kernel import attach, bpf, bpffs, programs, selftest, tc
+from agent.kernel.maglev import MaglevTables
 from agent.kernel.maps import MapStore
 from agent.kernel.node_maps import NodeMaps
 from agent.kernel.packet_path import PacketPath, wanted_programs
@@ -75,6 +76,8 @@ class Dataplane:
         self.store = MapStore.open(self.directory, specs, former=tuple(layouts(self.root)))
         self.is_active = False
         self.programs = programs.open_or_load(self.directory, self.store, specs, options.programs)
+        self.tables = MaglevTables(self.store, self.directory, specs, options.programs)
+        self.store.build_table = self.tables.build
         self._network: Network | None = None
         self._pod_cidrs: tuple[str, ...] | None = None
         self._node_maps = NodeMaps(self.store)
@@ -113,7 +116,7 @@ class Dataplane:
             f"device {names.get(hook.device, hook.device)}, {hook.direction.name.lower()}: {fault}"
             for hook, fault in self.packet_path.faults.items()
         )
-        return (*self._map_faults, *attaching)
+        return (*self._map_faults, *attaching, *filter(None, (self.tables.fault,)))
 
     def _write_node(self, network: Network) -> int:
         maps = {
@@ -170,7 +173,7 @@ class Dataplane:
         changed = 0
         if self.options.cgroup is not None:
             changed += attach.attach(self.root / LINKS, self.options.cgroup, self._socket_programs())
-        return changed + self._check_node()
+        return changed + self.tables.check() + self._check_node()
 
     def _remove_former(self) -> None:
         for directory in layouts(self.root):
@@ -187,6 +190,7 @@ class Dataplane:
     def close(self) -> None:
         """Close descriptors; the kernel keeps forwarding by what is pinned."""
         self.store.close()
+        self.tables.close()
         self.programs.close()
         os.close(self._lock)
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import Counter as Tally
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.core.abi import (
     BASE_DROP,
     BASE_REJECT,
     FIRST_FREE_SLOT,
+    MAGLEV_FREE,
+    MAGLEV_TABLE,
     Counter,
     Frontend,
     MapKind,
@@ -32,6 +35,14 @@ _TYPES = {
     MapKind.LRU_HASH: (bpf.MapType.LRU_HASH, 0),
     MapKind.LPM_TRIE: (bpf.MapType.LPM_TRIE, bpf.NO_PREALLOC),
 }
+
+
+MAGLEV_NOWHERE = MAGLEV_FREE * (MAGLEV_TABLE.size // len(MAGLEV_FREE))
+"""A table that leads to no backend: the programs choose at random instead."""
+
+
+def _table_key(number: int) -> bytes:
+    return (number - 1).to_bytes(4, sys.byteorder)
 
 
 def _matches(info: bpf.MapInfo, spec: MapSpec) -> bool:
@@ -53,11 +64,16 @@ def open_valid(path: Path, spec: MapSpec) -> bpf.Map | None:
 
 
 class MapStore:
-    """The maps of one layout, by name. ``writes`` counts entries written and deleted, by map, since start."""
+    """The maps of one layout, by name. ``writes`` counts entries written and deleted, by map, since start.
+
+    ``build_table`` writes the Maglev table of a number for a segment's backends; where nobody builds any, tables lead
+    nowhere.
+    """
 
     def __init__(self, maps: dict[str, bpf.Map]) -> None:
         self.maps = maps
         self.writes: Tally[str] = Tally()
+        self.build_table: Callable[[int, bytes], None] = lambda number, _: self.write_table(number, MAGLEV_NOWHERE)
 
     @classmethod
     def open(cls, directory: Path, specs: tuple[MapSpec, ...], former: tuple[Path, ...] = ()) -> MapStore:
@@ -100,6 +116,8 @@ class MapStore:
         try:
             self._allow(plan.source_ranges)
             self._write_segments([start for start, _ in plan.backends], [slots for _, slots in plan.backends])
+            for number, backends in plan.tables.items():
+                self.build_table(number, backends)
             self._write_segments([base for base, _ in plan.headers], [header for _, header in plan.headers])
             self._write_frontends(plan.frontends)
             self._delete("frontends", plan.removed_frontends)
@@ -128,28 +146,45 @@ class MapStore:
         if keys:
             self.writes[name] += self.maps[name].delete_present(list(keys))
 
+    def write_table(self, number: int, table: bytes) -> None:
+        """Write a Maglev table. Raises: OSError."""
+        self.maps["maglev_tables"].update(_table_key(number), table)
+        self.writes["maglev_tables"] += 1
+
+    def read_table(self, number: int) -> bytes:
+        """Read a Maglev table. Raises: OSError."""
+        return self.maps["maglev_tables"].lookup(_table_key(number)) or b""
+
     def read_state(self) -> KernelState:
         """Read back frontends, the segments they lead to (but those that make no sense), and source ranges."""
         frontends = {key: Frontend.unpack(value) for key, value in self.maps["frontends"].items()}
         bases = {base for frontend in frontends.values() for base in (frontend.inside, frontend.outside)}
         ranges = frozenset(key for key, _ in self.maps["source_ranges"].items())
-        return KernelState(frontends, self.read_segments(bases), ranges)
+        segments, tables = self._read_segments(bases)
+        return KernelState(frontends, segments, ranges, tables)
 
     def read_segments(self, bases: set[int]) -> dict[int, tuple[bytes, bool]]:
         """Read whole segments: backends end to end, and whether an empty one is silent."""
+        return self._read_segments(bases)[0]
+
+    def _read_segments(self, bases: set[int]) -> tuple[dict[int, tuple[bytes, bool]], dict[int, int]]:
+        """Read whole segments, and the numbers of the tables that their headers name."""
         opened = self.maps["segments"]
         size, capacity = opened.info.value_size, opened.info.max_entries
+        segments: dict[int, tuple[bytes, bool]] = {}
+        tables: dict[int, int] = {}
         if not bases:
-            return {}
+            return segments, tables
         image = b"".join(values[: count * size] for _, values, count in opened.batches(16_384))
-        segments = {}
         for base in bases:
             if not FIRST_FREE_SLOT <= base < capacity:
                 continue
-            count, drop, *_ = unpack_header(image[base * size : (base + 1) * size])
+            count, drop, table = unpack_header(image[base * size : (base + 1) * size])
             if base + 1 + count <= capacity:
                 segments[base] = (image[(base + 1) * size : (base + 1 + count) * size], drop)
-        return segments
+                if table:
+                    tables[base] = table
+        return segments, tables
 
     def read_counters(self) -> dict[Counter, int]:
         """Sum the counters over CPUs."""

@@ -56,6 +56,10 @@ class PacketProgram(enum.StrEnum):
     LOOPBACK = "tc_loopback"
 
 
+TABLE_BUILDER = "maglev_run"
+"""The program that builds Maglev tables, as it is called in ``bpf/maglev.c``."""
+
+
 def netns_cookie() -> int:
     """Read the cookie of this thread's network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -136,6 +140,37 @@ def open_or_load(directory: Path, store: MapStore, specs: tuple[MapSpec, ...], o
         message = f"the loader left no usable programs in {pins}"
         raise LoaderError(message)
     return programs
+
+
+def open_builder(directory: Path, store: MapStore, _specs: tuple[MapSpec, ...], options: ProgramOptions) -> int | None:
+    """Give the program that builds Maglev tables; None where it is not there, or works on other maps than these."""
+    try:
+        fd = bpf.obj_get(pins_of(directory, options) / TABLE_BUILDER)
+    except FileNotFoundError:
+        return None
+    if store.maps["maglev_builds"].info.id in bpf.prog_info(fd).map_ids:
+        return fd
+    os.close(fd)
+    return None
+
+
+def load_builder(directory: Path, store: MapStore, specs: tuple[MapSpec, ...], options: ProgramOptions) -> int:
+    """Have the program that builds Maglev tables compiled and pinned. Raises: LoaderError."""
+    pins = pins_of(directory, options)
+    pins.mkdir(exist_ok=True)
+    pin = pins / TABLE_BUILDER
+    fresh = pin.with_name(f"new_{pin.name}")
+    for stale in (pin, fresh):
+        stale.unlink(missing_ok=True)
+    maps = {spec.name: str(directory / spec.name) for spec in specs}
+    wanted = (Program(TABLE_BUILDER, bpf.PROG_TYPE_SCHED_CLS, 0, str(fresh)),)
+    _check_layouts(run_loader(Request(str(BPF_SOURCES / "maglev.c"), {}, maps, wanted)), specs)
+    fresh.rename(pin)
+    fd = open_builder(directory, store, specs, options)
+    if fd is None:
+        message = f"the loader left no usable program at {pin}"
+        raise LoaderError(message)
+    return fd
 
 
 def _open(pins: Path, store: MapStore) -> Programs | None:

@@ -10,6 +10,9 @@ import pytest
 from agent.core.abi import (
     FRONTEND,
     FRONTEND_KEY,
+    MAGLEV_BUILD,
+    MAGLEV_TABLE,
+    MAGLEV_WALK,
     ORIGIN,
     PEER_KEY,
     PEER_ORIGIN,
@@ -67,16 +70,17 @@ def test_backends_are_one_slot_each():
 
 
 @pytest.mark.parametrize(
-    ("count", "drop", "packed"),
+    ("count", "drop", "table", "packed"),
     [
-        pytest.param(0, False, "00" * 18 + "0000" + "00000000", id="reject"),
-        pytest.param(0, True, "00" * 18 + U16_1 + "00000000", id="drop"),
-        pytest.param(3, False, "00" * 18 + "0000" + U32_3, id="three-backends"),
+        pytest.param(0, False, 0, "00" * 18 + "0000" + "00000000", id="reject"),
+        pytest.param(0, True, 0, "00" * 18 + U16_1 + "00000000", id="drop"),
+        pytest.param(3, False, 0, "00" * 18 + "0000" + U32_3, id="three-backends"),
+        pytest.param(3, False, 1, "00" * 16 + U16_1 + "0000" + U32_3, id="table"),
     ],
 )
-def test_a_header_holds_count_and_flag(count, drop, packed):
-    assert pack_header(count, drop=drop).hex() == packed
-    assert unpack_header(bytes.fromhex(packed)) == (count, drop)
+def test_a_header_holds_count_flag_and_table(count, drop, table, packed):
+    assert pack_header(count, drop=drop, table=table).hex() == packed
+    assert unpack_header(bytes.fromhex(packed)) == (count, drop, table)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,9 @@ def test_a_header_holds_count_and_flag(count, drop, packed):
         pytest.param(ORIGIN, 32, id="origin"),
         pytest.param(PEER_KEY, 32, id="peer_key"),
         pytest.param(PEER_ORIGIN, 20, id="peer_origin"),
+        pytest.param(MAGLEV_TABLE, 32_768, id="maglev_table"),
+        pytest.param(MAGLEV_WALK, 24, id="maglev_walk"),
+        pytest.param(MAGLEV_BUILD, 57_352, id="maglev_build"),
     ],
 )
 def test_a_layout_has_no_holes(layout, size):
@@ -113,6 +120,7 @@ SPECS = map_specs(MapSizes())
         pytest.param(map_specs(MapSizes(segments=1)), id="segments"),
         pytest.param(map_specs(MapSizes(socket_origins=1)), id="socket_origins"),
         pytest.param(map_specs(MapSizes(peer_origins=1)), id="peer_origins"),
+        pytest.param(map_specs(MapSizes(maglev_tables=1)), id="maglev_tables"),
         pytest.param((replace(SPECS[0], value=SLOT), *SPECS[1:]), id="value-layout"),
         pytest.param((replace(SPECS[0], key=SLOT), *SPECS[1:]), id="key-layout"),
         pytest.param((replace(SPECS[0], kind=SPECS[1].kind), *SPECS[1:]), id="kind"),
@@ -121,6 +129,12 @@ SPECS = map_specs(MapSizes())
 )
 def test_any_change_of_layout_or_size_changes_its_name(changed):
     assert layout_id(changed) != layout_id(SPECS)
+
+
+def test_a_layout_without_maglev_tables_has_a_map_for_them_all_the_same():
+    (tables,) = (spec for spec in map_specs(MapSizes(maglev_tables=0)) if spec.name == "maglev_tables")
+
+    assert tables.max_entries == 1
 
 
 def test_a_layout_keeps_its_name_and_bpffs_can_hold_it():

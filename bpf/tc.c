@@ -77,7 +77,8 @@ static __always_inline int deliver(struct __sk_buff *skb)
 /* Whether a packet comes from the node that translated it: then only its replies are translated here. */
 static __always_inline bool is_identity(const struct packet *packet, const struct flow *flow)
 {
-	return flow->flags & FLOW_DSR && packet->tuple.destination_port == flow->destination_port &&
+	return (flow->flags & (FLOW_DSR | FLOW_REPLY)) == FLOW_DSR &&
+	       packet->tuple.destination_port == flow->destination_port &&
 	       address_equal(&packet->tuple.destination, &flow->destination);
 }
 
@@ -278,8 +279,11 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *work, const
 	flow->service = frontend->service;
 	flow->seen = now;
 	flow->device = 0;
-	flow->flags =
-		is_masqueraded(frontend, origin, &asked->source, &backend->address) ? FLOW_MASQUERADED : 0;
+	flow->flags = 0;
+	if (is_masqueraded(frontend, origin, &asked->source, &backend->address))
+		flow->flags = FLOW_MASQUERADED;
+	if (flow->flags && origin == ORIGIN_OUTSIDE && frontend->flags & FRONTEND_DSR)
+		flow->flags = FLOW_DSR;
 	reply->source = asked->destination;
 	reply->destination = asked->source;
 	reply->source_port = asked->destination_port;

@@ -206,9 +206,10 @@ class PacketPath:
         before = Frontend.unpack(self.store.maps["frontends"].lookup(key) or b"")
         self.store.maps["frontends"].update(key, before._replace(inside=base, outside=base).pack())
 
-    def reserve(self, address: str) -> None:
-        """Say that an address is a ClusterIP, whose other ports are refused."""
-        key = parse_address(address) + bytes(4)
+    def reserve(self, address: str, port: int = 0, protocol: str = "") -> None:
+        """Say that an address is a ClusterIP, whose other ports are refused; or, of address zero, a port a NodePort."""
+        number = Protocol[protocol.upper()] if protocol else 0
+        key = parse_address(address) + port.to_bytes(2, "big") + bytes([number, 0])
         value = Frontend(self._next_service, BASE_REJECT, BASE_REJECT, 0, FrontendKind.RESERVED)
         self.store.maps["frontends"].update(key, value.pack())
 

@@ -238,6 +238,26 @@ def test_the_table_reads_without_a_terminal(node):
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("every", "own", "level"), [(0, 0, "ok"), (0, 1, "warn"), (1, 0, "warn"), (1, 2, "ok"), (2, 1, "ok")]
+)
+def test_strict_reverse_paths_of_devices_of_pods_are_found(node, every, own, level):
+    """The larger of two settings holds."""
+    node.plant("ip", "link", "add", "veth1", "type", "veth", "peer", "name", "veth2")
+    conf = "/proc/sys/net/ipv4/conf"
+    written = f"echo {own} | tee {conf}/veth1/rp_filter {conf}/veth2/rp_filter; echo {every} > {conf}/all/rp_filter"
+    node.plant("sh", "-c", written)
+
+    finding = node.examine()["rp-filter"]
+
+    assert finding["level"] == level
+    assert ("veth1" in finding["seen"]) == (level == "warn")
+
+
+def test_how_programs_are_attached_to_devices_is_told(node):
+    assert "tcx" in node.examine()["devices"]["seen"]
+
+
 def as_nobody(call: Callable[[], object]) -> str:
     """Call in a child without any privilege; returns the name of what it raised, or "" for nothing."""
     reader, writer = os.pipe()

@@ -114,6 +114,7 @@ class Agent:
             flows=self._make_flows(),
             on_synced=self._publish,
         )
+        self.dataplane.tables.on_ready = self.reconciler.build_tables
         self._recorder: EventRecorder | None = None
         self.has_settled = threading.Event()
         """Set once what was listed first is programmed: what ``/readyz`` says, so that a rollout waits for it."""

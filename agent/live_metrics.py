@@ -52,12 +52,13 @@ class LiveMetrics:
             "frontends": planner.frontend_count,
             "segments": planner.allocator.used,
             "source_ranges": planner.source_ranges.count,
+            "maglev_tables": planner.tables.used,
             **self._metrics.map_entries,
         }
         capacity = {name: getattr(self._sizes, name) for name in entries}
         yield from meter.gauge("ebproxy_map_entries", "Entries in use", dict(entries), "map")
         yield from meter.gauge("ebproxy_map_capacity_entries", "Entries there is room for", dict(capacity), "map")
-        pressure = {name: used / capacity[name] for name, used in entries.items()}
+        pressure = {name: used / capacity[name] for name, used in entries.items() if capacity[name]}
         yield from meter.gauge("ebproxy_map_pressure", "Share of a map that is in use, 0 to 1", pressure, "map")
 
     def _gauges(self) -> Iterator[Metric]:

@@ -63,7 +63,10 @@ POLICY_EDITS = [
         want([A, B]), want(local=[B], roles=LOCAL_CLUSTER_IP), (1, 1, 0, 0), id="the-internal-policy-becomes-local"
     ),
     pytest.param(
-        want(local=[B], roles=LOCAL_CLUSTER_IP), want([A, B]), (1, 1, 0, 0), id="the-internal-policy-becomes-cluster"
+        want(local=[B, C], roles=LOCAL_CLUSTER_IP),
+        want([A, B]),
+        (1, 0, 0, 0),
+        id="the-internal-policy-becomes-cluster",
     ),
     pytest.param(
         both([A, B], [A]),
@@ -138,9 +141,8 @@ def test_a_policy_that_changed_while_no_agent_ran(before, after):
     fresh.set((WEB, [after]))
     assert node.maps.answers() == fresh.maps.answers()
     node.rest()
-    slots = sum(
-        1 << segment.order for ports in node.planner.placements.values() for p in ports for segment in p.segments
-    )
+    (placement,) = node.planner.placements[key(WEB)]
+    slots = sum(1 << segment.order for segment in placement.segments)
     assert node.planner.allocator.used == FIRST_FREE_SLOT + slots, "a segment is lost"
 
 

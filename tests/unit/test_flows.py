@@ -183,9 +183,7 @@ def test_a_tuple_that_another_flow_took_is_no_pair():
         pytest.param(pair(UDP, service=9, seen=NOW), False, id="undecided"),
         pytest.param(pair(UDP, service=3, seen=NOW), False, id="id-of-a-former-layout"),
         pytest.param(pair(UDP, service=3, backend="10.1.0.2:53", seen=NOW), True, id="former-layout-backend-gone"),
-        pytest.param(
-            pair(TCP, service=8, backend="10.1.0.2:53", seen=NOW, flags=F.ESTABLISHED), False, id="tcp-never"
-        ),
+        pytest.param(pair(TCP, service=8, backend="10.1.0.2:53", seen=NOW, flags=F.ESTABLISHED), False, id="tcp-never"),
         pytest.param(pair(SCTP, service=8, seen=NOW, flags=F.REPLIED), False, id="sctp-never"),
     ],
 )

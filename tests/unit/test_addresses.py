@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.addresses import family_of, format_address, format_endpoint, parse_address
+from agent.core.addresses import AddressRange, family_of, format_address, format_endpoint, parse_address
 from agent.core.records import Family
 
 CASES = [
@@ -54,3 +54,29 @@ def test_what_is_no_address_is_refused(text):
 )
 def test_an_endpoint_is_written_as_urls_write_it(text, port, written):
     assert format_endpoint(parse_address(text), port) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "inside", "beside"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8", "10.255.0.1", "11.0.0.0"),
+        ("192.0.2.7/24", "192.0.2.0/24", "192.0.2.255", "192.0.3.0"),
+        ("192.0.2.7", "192.0.2.7/32", "192.0.2.7", "192.0.2.6"),
+        ("fd00::/9", "fd00::/9", "fd7f:ffff::", "fd80::"),
+        ("2001:db8::1/128", "2001:db8::1/128", "2001:db8::1", "2001:db8::"),
+        ("0.0.0.0/0", "0.0.0.0/0", "255.255.255.255", "::ffff"),
+        ("::/0", "::/0", "ffff::", "10.0.0.1"),
+    ],
+)
+def test_a_range_holds_the_addresses_that_begin_alike(text, written, inside, beside):
+    found = AddressRange.parse(text)
+
+    assert str(found) == written
+    assert (found.contains(parse_address(inside)), found.contains(parse_address(beside))) == (True, False)
+    assert found.is_whole_family is text.endswith("/0")
+
+
+@pytest.mark.parametrize("text", ["", " ", "10.0.0.0/33", "10.0.0", "::ffff:10.0.0.0/104", "x", "010.0.0.0/8"])
+def test_what_is_no_range_is_refused(text):
+    with pytest.raises(ValueError, match=r"."):
+        AddressRange.parse(text)

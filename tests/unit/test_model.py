@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from agent.core.abi import FrontendKind
+from agent.core.addresses import format_address
 from agent.core.model import Model
 from agent.core.records import (
+    AddressesChanged,
     Delete,
     Event,
+    Family,
+    HealthCheck,
     Kind,
     ListEnded,
     ListStarted,
     Malformed,
     NodeRecord,
     ObjectKey,
+    Protocol,
+    ServiceRecord,
     Traits,
     Upsert,
 )
-from tests.builders import READY, endpoint_text, key, piece, service
+from tests.builders import READY, addresses, endpoint_text, external, key, piece, service
 
 WEB, API = key("web"), key("api")
 NODE = ObjectKey("", "n1")
@@ -278,3 +287,126 @@ def test_the_zone_of_this_node_chooses_among_hints():
     model.apply(Upsert(NodeRecord("n1", zone="b")))
 
     assert backends(model) == ["10.1.0.2:8080"]
+
+
+# The node's addresses, and who has to do with them.
+
+PUBLISHED = Upsert(service("api", "10.0.0.2", ports=[("http", 80, Protocol.TCP, 30080)], reached=external()))
+EXPOSED = Upsert(service("lb", "10.0.0.3", reached=external("192.0.2.9", load_balancer=["198.51.100.1"])))
+HOME, AWAY, LOOPBACK = (addresses(text) for text in ("192.0.2.1", "198.51.100.7", "127.0.0.1"))
+
+
+def at(*local: bytes) -> AddressesChanged:
+    return AddressesChanged(frozenset(local))
+
+
+def node_ports(model: Model, of: ObjectKey = API) -> set[str]:
+    """The addresses that a Service's NodePorts answer on."""
+    return {
+        format_address(frontend[:16])
+        for want in model.desired(of)
+        for frontend, role in zip(want.frontends, want.roles, strict=True)
+        if role.kind == FrontendKind.NODE_PORT
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "dirty", "answers_on"),
+    [
+        pytest.param([], [at(HOME)], {"api"}, {"192.0.2.1"}, id="become-known"),
+        pytest.param([at(HOME)], [at(HOME)], set(), {"192.0.2.1"}, id="said-again"),
+        pytest.param([at(HOME)], [at(HOME, AWAY)], {"api"}, {"192.0.2.1", "198.51.100.7"}, id="one-comes"),
+        pytest.param([at(HOME, AWAY)], [at(HOME)], {"api"}, {"192.0.2.1"}, id="one-goes"),
+        pytest.param([at(HOME)], [at(HOME, LOOPBACK)], {"api"}, {"192.0.2.1", "127.0.0.1"}, id="loopback"),
+        pytest.param([at(HOME)], [at()], {"api"}, set(), id="all-go"),
+        pytest.param([at(HOME)], [at(HOME, addresses("::1"))], set(), {"192.0.2.1"}, id="no-loopback-of-ipv6"),
+    ],
+)
+def test_services_with_node_ports_follow_the_nodes_addresses(before, change, dirty, answers_on):
+    model = model_of(SERVICE, PUBLISHED, EXPOSED, *before)
+
+    assert then(model, *change) == dirty
+    assert node_ports(model) == answers_on
+
+
+def test_a_service_that_gives_up_its_node_port_is_left_alone():
+    model = model_of(PUBLISHED, Upsert(service("api", "10.0.0.2")))
+    assert then(model, at(HOME)) == set()
+
+    model = model_of(PUBLISHED, Delete(Kind.SERVICE, API))
+    assert then(model, at(HOME)) == set()
+
+
+def test_addresses_that_are_awaited():
+    model = Model("n1", awaits_addresses=True)
+    for kind in Kind:
+        for event in listed(kind):
+            model.apply(event)
+    assert not model.is_synced
+
+    model.apply(at())
+    assert model.is_synced
+
+
+LB = ObjectKey("ns", "lb")
+HERE, GOING = Traits(local=True), Traits(ready=False, terminating=True, local=True)
+CHECKED = Upsert(
+    service("lb", reached=external(load_balancer=["198.51.100.1"], local=True, health_check_node_port=32000))
+)
+
+
+def slices_of(name: str, *runs: tuple[Traits, list[str]], **tweaks: Any) -> Upsert:
+    return Upsert(piece(name, *runs, of="lb", **tweaks))
+
+
+@pytest.mark.parametrize(
+    ("slices", "count"),
+    [
+        pytest.param([], 0, id="none"),
+        pytest.param([slices_of("s", (HERE, ["10.1.0.1", "10.1.0.2"]))], 2, id="here"),
+        pytest.param([slices_of("s", (HERE, ["10.1.0.1"]), (READY, ["10.1.0.2"]))], 1, id="here-and-elsewhere"),
+        pytest.param([slices_of("s", (GOING, ["10.1.0.1"]))], 0, id="terminating"),
+        pytest.param(
+            [slices_of("s", (Traits(local=True, terminating=True), ["10.1.0.1"]))], 1, id="published-though-terminating"
+        ),
+        pytest.param(
+            [slices_of("s", (HERE, ["10.1.0.1"])), slices_of("t", (HERE, ["10.1.0.1"]))], 1, id="one-address-twice"
+        ),
+        pytest.param(
+            [
+                slices_of("s", (HERE, ["10.1.0.1", "10.1.0.2"])),
+                slices_of("t", (HERE, ["fd01::1"]), family=Family.IPV6),
+            ],
+            2,
+            id="the-family-with-more",
+        ),
+    ],
+)
+def test_a_health_check_counts_ready_endpoints_here(slices, count):
+    assert model_of(CHECKED, *slices).health_checks() == {LB: HealthCheck(32000, count)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(Delete(Kind.SERVICE, LB), id="goes"),
+        pytest.param(Upsert(service("lb")), id="asks-no-longer"),
+        pytest.param(Upsert(ServiceRecord(LB, (), (), external=CHECKED.record.external)), id="loses-its-cluster-ip"),
+    ],
+)
+def test_a_health_check_goes_with_its_service(change):
+    model = model_of(CHECKED)
+    assert LB in model.health_checks()
+
+    model.apply(change)
+    assert model.health_checks() == {}
+
+
+def test_health_checks_follow_their_slices():
+    model = model_of(CHECKED)
+    assert model.health_checks()[LB].local_endpoints == 0
+
+    model.apply(slices_of("s", (HERE, ["10.1.0.1"])))
+    assert model.health_checks()[LB].local_endpoints == 1
+    model.apply(Delete(Kind.ENDPOINT_SLICE, key("s")))
+    assert model.health_checks()[LB].local_endpoints == 0

@@ -13,7 +13,7 @@ from agent.cli.output import print_json, print_table
 from agent.cli.view import open_store
 from agent.core.abi import FlowFlag
 from agent.core.addresses import format_endpoint
-from agent.core.flows import Flow, merged, state_of
+from agent.core.flows import ELSEWHERE, Flow, merged, state_of
 from agent.core.records import Protocol
 from agent.errors import DataplaneError
 from agent.kernel import bpf
@@ -27,7 +27,8 @@ _COLUMNS = ("protocol", "client", "frontend", "source", "backend", "state", "idl
 class FlowView:
     """A flow. ``source``: who the backend takes for the client, where that is an address of this node.
 
-    ``is_whole``: both ways are there; one that was evicted comes back with the next packet.
+    ``service`` is empty where another node chose the backend (DSR). ``is_whole``: both ways are there; one that was
+    evicted comes back with the next packet.
     """
 
     protocol: str
@@ -78,13 +79,18 @@ def read_flows(bpffs: Path, state_dir: Path) -> Iterator[FlowView]:
         if "conntrack" not in store.maps:
             raise DataplaneError("the layout in use has no conntrack map; it is a former agent's")
         for flow, pair in _pairs(store.maps["conntrack"]):
-            yield _view(flow, pair, now, names.get(flow.service, Name(f"id:{flow.service}", "", "", "")))
+            unknown = Name(f"id:{flow.service}" if flow.service != ELSEWHERE else "", "", "", "")
+            yield _view(flow, pair, now, names.get(flow.service, unknown))
 
 
 def _pairs(conntrack: bpf.Map) -> Iterator[tuple[Flow, Flow | None]]:
     """Read each flow once: by the way there if that is there, else by the way back."""
     for entry in conntrack.items():
         flow = Flow.unpack(*entry)
+        if flow.service == ELSEWHERE:  # nothing changes on the way there; the way back says what was asked for
+            if flow.is_reply:
+                yield flow, None
+            continue
         value = conntrack.lookup(flow.pair_key)
         pair = Flow.unpack(flow.pair_key, value) if value else None
         if pair is None or not pair.is_pair_of(flow):
@@ -107,7 +113,7 @@ def _view(flow: Flow, pair: Flow | None, now: int, name: Name) -> FlowView:
         service=name.service,
         port=name.port,
         dsr=bool(flags & FlowFlag.DSR),
-        is_whole=pair is not None or bool(flags & FlowFlag.DSR),
+        is_whole=pair is not None or flow.service == ELSEWHERE,
     )
 
 
@@ -124,4 +130,4 @@ def _row(view: FlowView) -> tuple[str, ...]:
     source = view.source or "-"
     idle = f"{view.idle_s}s"
     ends = (view.client, view.frontend, source, view.backend)
-    return (view.protocol, *ends, f"{state}, dsr" if view.dsr else state, idle, view.service, view.port or "-")
+    return (view.protocol, *ends, f"{state}, dsr" if view.dsr else state, idle, view.service or "-", view.port or "-")

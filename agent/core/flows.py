@@ -21,6 +21,8 @@ from agent.core.records import ObjectKey, Protocol
 _FLAGS = range(2 * max(FlowFlag))
 _FLAGS_MASK = len(_FLAGS) - 1
 _ENDS = FlowFlag.FIN | FlowFlag.PEER_FIN
+ELSEWHERE = 0
+"""The service id of flows that another node translated (DSR): that node knows what is gone."""
 _UDP, _REPLY = int(Protocol.UDP), int(FlowFlag.REPLY)
 
 
@@ -76,9 +78,10 @@ def state_of(protocol: int, flags: int) -> State:
             return State.CLOSED
         if flags & _ENDS:
             return State.HALF_CLOSED
-    # With DSR nothing of the backend's comes this way. SCTP has no packet that every established flow begins with.
-    enough = FlowFlag.ESTABLISHED if protocol == Protocol.TCP else FlowFlag.REPLIED
-    return State.ESTABLISHED if flags & (enough | FlowFlag.DSR) else State.UNREPLIED
+    # SCTP has no packet that every established flow begins with; with DSR, that the client acknowledged has to do.
+    has_handshake = protocol == Protocol.TCP and not flags & FlowFlag.DSR
+    enough = FlowFlag.ESTABLISHED if has_handshake else FlowFlag.REPLIED
+    return State.ESTABLISHED if flags & enough else State.UNREPLIED
 
 
 def merged(flags: int, pair: int) -> int:
@@ -302,5 +305,5 @@ class Sweep:
         by_id = self._services.by_id
         port = by_id.get(service) or by_id.get(self.aliases.get(service, 0))
         if port is None:
-            return service not in self._spared
+            return service not in self._spared and service != ELSEWHERE
         return backend not in port.serving or frontend not in port.frontends

@@ -315,22 +315,22 @@ def test_a_full_map_is_swept_in_short_turns():
         clients = (f"10.{block}.{number >> 8}.{number & 255}:1" for number in range(1024))
         write(opened, *(e for c in clients for e in pair(UDP if block % 4 == 0 else TCP, c, seen=ago(0), flags=flags)))
     sweep = sweep_of(opened, dns())
-    costs = []
-    sweep.on_pass = lambda swept: costs.append(swept.duration_s)
-    longest = 0.0
+    passes = []
     now = time.monotonic()
     for _ in range(3):
         sweep._due_at = now
+        turns = []
         while now >= sweep.due_at:
-            began = time.thread_time()
+            began = time.thread_time()  # others may have the CPU meanwhile
             sweep.turn(now, lambda: NOTHING_UNDECIDED)
-            longest = max(longest, time.thread_time() - began)
+            turns.append(time.thread_time() - began)
+        passes.append(turns)
 
     examined = sum(1 for _ in opened.items())
     opened.close()
     assert examined > 100_000
-    assert min(costs) < 0.2
-    assert longest < 0.01
+    assert min(map(sum, passes)) < 0.2
+    assert min(map(max, passes)) < 0.005
 
 
 def test_flow_is_read_as_written():

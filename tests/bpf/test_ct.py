@@ -12,7 +12,7 @@ from agent.core.abi import FlowFlag as F
 from agent.core.abi import MapSizes, map_specs
 from agent.core.records import Protocol
 from agent.kernel.maps import MapStore
-from tests.flows import pair
+from tests.flows import entry, pair
 
 TCP, UDP, SCTP = Protocol
 NAMES = "7\tshop/dns\tdns\tUDP\tIPv4\n8\tshop/web\thttp\tTCP\tIPv6\n"
@@ -54,6 +54,8 @@ def flows():
         ),
         pair(SCTP, "10.9.0.3:1", seen=ago(1), service=99)[1],
         pair(UDP, "10.9.0.4:1", seen=ago(1), flags=F.DSR)[0],
+        entry(UDP, "10.9.0.5:1", "10.1.0.1:53", "10.9.0.5:1", "10.1.0.1:53", service=0, seen=ago(1), flags=F.DSR),
+        pair(UDP, "10.9.0.5:1", service=0, seen=ago(1), flags=F.DSR)[1],
     ]
 
 
@@ -65,6 +67,17 @@ def test_json(listed):
     names = {"service": "shop/dns", "port": "dns"}
     whole = {"source": None, "dsr": False, "is_whole": True}
     assert said == [
+        {
+            "protocol": "UDP",
+            "client": "10.9.0.5:1",
+            "frontend": "10.96.0.10:53",
+            "backend": "10.1.0.1:53",
+            "state": "unreplied",
+            "service": "",
+            "port": "",
+            **whole,
+            "dsr": True,
+        },
         {
             "protocol": "SCTP",
             "client": "10.9.0.3:1",
@@ -90,10 +103,11 @@ def test_json(listed):
             "client": "10.9.0.4:1",
             "frontend": "10.96.0.10:53",
             "backend": "10.1.0.1:53",
-            "state": "established",
+            "state": "unreplied",
             **names,
             **whole,
             "dsr": True,
+            "is_whole": False,
         },
         {
             "protocol": "TCP",
@@ -113,7 +127,7 @@ def test_json(listed):
     ("flags", "clients"),
     [
         pytest.param(["--service", "shop/web"], ["[fd00::9]:4000"], id="service"),
-        pytest.param(["--protocol", "udp"], ["10.9.0.1:4000", "10.9.0.4:1"], id="protocol"),
+        pytest.param(["--protocol", "udp"], ["10.9.0.5:1", "10.9.0.1:4000", "10.9.0.4:1"], id="protocol"),
         pytest.param(["--protocol", "sctp", "--service", "shop/web"], [], id="both"),
         pytest.param(["--service", "shop/none"], [], id="no-such-service"),
     ],
@@ -128,10 +142,11 @@ def test_table(listed):
     head, *rows = listed(entries=flows()).splitlines()
 
     assert head.split() == ["PROTOCOL", "CLIENT", "FRONTEND", "SOURCE", "BACKEND", "STATE", "IDLE", "SERVICE", "PORT"]
-    assert len(rows) == 4
-    assert "unreplied, one way" in rows[0]
-    assert "established, dsr" in rows[2]
-    masqueraded = rows[3].split()
+    assert len(rows) == 5
+    assert rows[0].split()[-2:] == ["-", "-"]
+    assert "unreplied, one way" in rows[1]
+    assert "unreplied, one way, dsr" in rows[3]
+    masqueraded = rows[4].split()
     assert masqueraded[:5] == ["TCP", "[fd00::9]:4000", "[fd00:96::1]:80", "[fd00:172::1]:20000", "[fd00:1::1]:8080"]
     assert masqueraded[-2:] == ["shop/web", "http"]
 

@@ -17,8 +17,9 @@ NOW = 100_000
 LIMITS = Timeouts(1_000, 500, 60, 10, 30, 120)
 BACKENDS = [f"10.1.0.{number}:53" for number in range(1, 4)]
 FRONTENDS = [f"10.96.0.{number}:53" for number in range(1, 4)]
-IDS = range(1, 6)
+IDS = range(6)
 SPARED = {5}
+ANOTHER_NODES = 0
 AGES = sorted({0, *(limit + more for limit in (1_000, 500, 60, 10, 30, 120) for more in (-1, 0, 1))})
 FLAGS = st.lists(st.sampled_from([F.REPLIED, F.ESTABLISHED, F.FIN, F.PEER_FIN, F.CLOSED, F.DSR, F.MASQUERADED])).map(
     sum
@@ -51,13 +52,13 @@ def flow(draw, number):
 def limit_of(protocol, flags):
     """The table of docs and kube-proxy, written down once more."""
     if protocol is Protocol.UDP:
-        return 120 if flags & (F.REPLIED | F.DSR) else 30
+        return 120 if flags & F.REPLIED else 30
     if flags & F.CLOSED or (flags & F.FIN and flags & F.PEER_FIN):
         return 10
     if flags & (F.FIN | F.PEER_FIN):
         return 500
-    answered = flags & (F.ESTABLISHED if protocol is Protocol.TCP else F.REPLIED)
-    return 1_000 if answered or flags & F.DSR else 60
+    answered = flags & (F.ESTABLISHED if protocol is Protocol.TCP and not flags & F.DSR else F.REPLIED)
+    return 1_000 if answered else 60
 
 
 def is_over(sides, facts, known):
@@ -72,7 +73,7 @@ def is_over(sides, facts, known):
     if protocol is not Protocol.UDP:
         return False
     if service not in known:
-        return service not in SPARED
+        return service not in {*SPARED, ANOTHER_NODES}
     serving, own = known[service]
     return backend not in serving or asked != own
 
@@ -125,6 +126,7 @@ def test_both_ways_say_the_same_of_staleness(one, known):
     sides, (protocol, *_, service, asked, backend) = one
     sweep = Sweep(LIMITS, NOW, services_of(known), SPARED)
     serving, own = known.get(service, (set(), ""))
-    stale = protocol is Protocol.UDP and service not in SPARED and (backend not in serving or asked != own)
+    unknown = {*SPARED, ANOTHER_NODES}
+    stale = protocol is Protocol.UDP and service not in unknown and (backend not in serving or asked != own)
 
     assert {sweep.is_stale(Flow.unpack(*side)) for side in sides if side} == {stale}

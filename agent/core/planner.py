@@ -253,8 +253,6 @@ class Planner:
 
     def _place_tables(self, placement: Placement, want: DesiredPort, plan: Plan) -> None:
         side = maglev_side(want.roles)
-        if side is None and not self.tables.used:
-            return
         for which, segment in ((Which.CLUSTER, placement.cluster), (Which.LOCAL, placement.local)):
             if segment and (segment.table or which is side):
                 reason = self.tables.place(segment, plan, is_wanted=which is side)

@@ -42,13 +42,13 @@ class Tables:
         Right after the segment itself was placed.
         """
         reason = self._obstacle(segment) if is_wanted and segment.is_owned else ""
-        has_table, had_table = is_wanted and segment.is_owned and not reason, segment.table is not None
-        if segment.table and not (has_table and segment.table.number):
+        is_given = is_wanted and segment.is_owned and not reason
+        if is_given != bool(segment.table_number) or (segment.table and not segment.table_number):
             release_table(segment, plan)
-        if has_table and not segment.table:
-            segment.table = Table(self._allocate())
-        if segment.is_owned and (had_table or segment.table) and not (had_table and segment.table):
-            plan.headers.append((segment.base, segment.header))
+            if is_given:
+                segment.table = Table(self._allocate())
+            if segment.is_owned:
+                plan.headers.append((segment.base, segment.header))
         if segment.table and segment.slots and segment.table.slots != segment.slots:
             segment.table.slots = segment.slots
             plan.tables[segment.table.number] = segment.slots
@@ -57,7 +57,7 @@ class Tables:
     def _obstacle(self, segment: Segment) -> str:
         if segment.count > MAGLEV_BACKENDS:
             return f"{segment.count} are more than the {MAGLEV_BACKENDS} that a Maglev table is built for: {_INSTEAD}"
-        if (not segment.table or not segment.table.number) and not self._free:
+        if not segment.table_number and not self._free:
             return f"{CapacityError('maglev_tables', 1, self.capacity)}: {_INSTEAD}"
         return ""
 

@@ -78,6 +78,7 @@ class _Names:
 class _Dataplane:
     layout = "simulated"
     is_active = False
+    is_behind = False
 
     def __init__(self, maps: WatchedMaps, sizes: MapSizes) -> None:
         self.store = maps
@@ -91,9 +92,13 @@ class _Dataplane:
 class SimulatedAgent:
     """A node's maps, which stay, and an agent, which may be restarted. Nothing happens by itself."""
 
-    def __init__(self, segment_slots: int = 2048, frontend_limit: int = 512, source_range_limit: int = 128) -> None:
+    def __init__(
+        self, segment_slots: int = 2048, frontend_limit: int = 512, source_range_limit: int = 128, tables: int = 16
+    ) -> None:
         # One frontend is the self-test's.
-        self.sizes = MapSizes(frontends=frontend_limit + 1, segments=segment_slots, source_ranges=source_range_limit)
+        self.sizes = MapSizes(
+            frontends=frontend_limit + 1, segments=segment_slots, source_ranges=source_range_limit, maglev_tables=tables
+        )
         self.maps = WatchedMaps(segment_slots, frontend_limit + 1, source_range_limit)
         self.names = _Names()
         self.start()
@@ -135,7 +140,7 @@ class SimulatedAgent:
         for _ in range(FOREVER):
             CLOCK.now += 31
             self.reconciler._turn()
-            if self.reconciler._retry_at is None and self.reconciler.planner.allocator.next_wake is None:
+            if self.reconciler._retry_at is None and self.reconciler.planner.next_wake is None:
                 return
         raise AssertionError("it never settles")
 

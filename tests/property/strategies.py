@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from agent.core.addresses import AddressRange
 from agent.core.records import (
     AddressesChanged,
+    Algorithm,
     Delete,
     Event,
     External,
@@ -67,6 +68,7 @@ _externals = st.builds(
     is_local=st.booleans(),
     health_check_node_port=st.sampled_from([0, 32000]),
     forwarding=st.sampled_from([None, None, Forwarding.DSR]),
+    algorithm=st.sampled_from([None, None, Algorithm.MAGLEV]),
 )
 services = st.builds(
     ServiceRecord,

@@ -22,7 +22,10 @@ Setting = tuple[str, Sequence[DesiredPort]] | tuple[str, Sequence[DesiredPort], 
 class Node:
     """A planner and the maps it plans for."""
 
-    def __init__(self, segment_slots: int = 64, frontend_limit: int = 16, source_range_limit: int = 16) -> None:
+    def __init__(
+        self, segment_slots: int = 64, frontend_limit: int = 16, source_range_limit: int = 16, table_limit: int = 4
+    ) -> None:
+        self.table_limit = table_limit
         self.maps = FakeMaps(segment_slots, frontend_limit, source_range_limit)
         self.now = 0.0
         self.restart()
@@ -34,6 +37,7 @@ class Node:
             self.maps.frontend_limit,
             self.maps.read_state(),
             source_range_limit=self.maps.source_range_limit,
+            table_limit=self.table_limit,
         )
 
     def plan(self, *settings: Setting, leftovers: bool = False) -> Plan:
@@ -49,6 +53,8 @@ class Node:
         apply_watched(self.maps, plan)
         for base, order in plan.freed:
             self.planner.allocator.rest(base, order, self.now)
+        for number in plan.freed_tables:
+            self.planner.tables.rest(number, self.now)
         return plan
 
     def set(self, *settings: Setting, leftovers: bool = False) -> Plan:
@@ -56,9 +62,9 @@ class Node:
         return self.apply(self.plan(*settings, leftovers=leftovers))
 
     def rest(self) -> None:
-        """Let freed segments rest until they can be used again."""
+        """Let freed segments and tables rest until they can be used again."""
         self.now += REST_S
-        self.planner.allocator.wake(self.now)
+        self.planner.wake(self.now)
 
     def backends(self, at: bytes = F80) -> str:
         """What clients of a frontend get."""

@@ -62,6 +62,8 @@ class FakeMaps:
         self.source_ranges: dict[bytes, bytes] = {}
         self.source_range_limit = source_range_limit
         self.segments = [EMPTY] * segment_slots
+        self.tables: dict[int, bytes] = {}
+        """By number, the backends a Maglev table was built for."""
         self.frontend_limit = frontend_limit
         self.writes: Tally[str] = Tally()
         self.fail_after: int | None = None
@@ -83,15 +85,26 @@ class FakeMaps:
         """List a plan's writes in MapStore's order, one entry each."""
         for key in plan.source_ranges:
             yield lambda key=key: self._allow(key)
-        for start, slots in (*plan.backends, *plan.headers):
-            for index, slot in enumerate(split_slots(slots), start=start):
-                yield lambda index=index, slot=slot: self._write_slot(index, slot)
+        yield from self._slots(plan.backends)
+        for number, backends in plan.tables.items():
+            yield lambda number=number, backends=backends: self._build_table(number, backends)
+        yield from self._slots(plan.headers)
         for key, value in plan.frontends.items():
             yield lambda key=key, value=value: self._write_frontend(key, value)
         for key in plan.removed_frontends:
             yield lambda key=key: self._delete("frontends", self.frontends, key)
         for key in plan.removed_source_ranges:
             yield lambda key=key: self._delete("source_ranges", self.source_ranges, key)
+
+    def _slots(self, runs: list[tuple[int, bytes]]) -> Iterator[Callable[[], None]]:
+        for start, slots in runs:
+            for index, slot in enumerate(split_slots(slots), start=start):
+                yield lambda index=index, slot=slot: self._write_slot(index, slot)
+
+    def _build_table(self, number: int, backends: bytes) -> None:
+        """Build a table; one that is built again as it was counts for nothing, as an agent does that when it starts."""
+        self.writes["maglev_tables"] += self.tables.get(number) != backends
+        self.tables[number] = backends
 
     def _write_slot(self, index: int, slot: bytes) -> None:
         if index >= len(self.segments):
@@ -117,13 +130,19 @@ class FakeMaps:
     def read_state(self) -> KernelState:
         """Read back frontends, the segments they lead to (but those that make no sense), and source ranges."""
         frontends = {key: Frontend.unpack(value) for key, value in self.frontends.items()}
-        segments = {}
+        segments, tables = {}, {}
         for base in {base for frontend in frontends.values() for base in (frontend.inside, frontend.outside)}:
             if FIRST_FREE_SLOT <= base < len(self.segments):
-                count, drop, *_ = unpack_header(self.segments[base])
+                count, drop, table = unpack_header(self.segments[base])
                 if base + 1 + count <= len(self.segments):
                     segments[base] = (b"".join(self.segments[base + 1 : base + 1 + count]), drop)
-        return KernelState(frontends, segments, frozenset(self.source_ranges))
+                    if table:
+                        tables[base] = table
+        return KernelState(frontends, segments, frozenset(self.source_ranges), tables)
+
+    def table_of(self, base: int) -> int:
+        """Say which table clients outside choose by in a segment; 0 = none."""
+        return unpack_header(self.segments[base]).table
 
     def answer(self, key: bytes) -> Answer | None:
         """Say what a client inside the cluster gets of a frontend, reading as the programs do; None = no such one."""
@@ -162,7 +181,7 @@ class FakeMaps:
         """Copy the contents, without watcher and failure."""
         twin = FakeMaps(len(self.segments), self.frontend_limit, self.source_range_limit)
         twin.frontends, twin.segments = dict(self.frontends), list(self.segments)
-        twin.source_ranges = dict(self.source_ranges)
+        twin.source_ranges, twin.tables = dict(self.source_ranges), dict(self.tables)
         return twin
 
 

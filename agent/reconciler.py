@@ -190,6 +190,8 @@ class Reconciler:
 
     def _patience(self) -> float:
         """Seconds until something is due though nothing happens."""
+        if self.dataplane.is_behind:
+            return 0.0
         due = [self._drift_at]
         if self.flows:
             due.append(self.flows.due_at)
@@ -255,10 +257,15 @@ class Reconciler:
     def _follow(self) -> None:
         """Bring devices and addresses up to date, whether or not the model is to be believed yet."""
         wanted = (self._network, self.model.node.pod_cidrs if self.model.is_synced else None)
-        if self._network is None or wanted == self._followed:
+        if self._network is None:
             return
-        self.dataplane.follow(self._network, wanted[1])
-        self._followed = wanted
+        if wanted != self._followed:
+            self.dataplane.follow(self._network, wanted[1])
+            self._followed = wanted
+        elif self.dataplane.is_behind:
+            self.dataplane.catch_up()
+        else:
+            return
         self._tell_faults()
 
     def _tell_faults(self) -> None:

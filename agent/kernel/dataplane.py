@@ -36,6 +36,8 @@ from agent.kernel.packet_path import PacketPath, wanted_programs
 from agent.kernel.programs import BIND_HOOKS, PacketProgram, ProgramOptions
 
 NAME = "ebproxy"
+_ATTACH_BUDGET_S = 0.05
+_ACTIVATE_BUDGET_S = 0.5
 LINKS = "links"
 
 
@@ -105,7 +107,20 @@ class Dataplane:
         self._network, self._pod_cidrs = network, pod_cidrs
         self._write_node(network)
         if self.is_active:
-            self.packet_path.follow(wanted_programs(network.devices, self.options.patterns))
+            self.packet_path.follow(self._wanted(network), _ATTACH_BUDGET_S)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there was no time yet for some devices: ``catch_up``."""
+        return self.is_active and self.packet_path.is_behind
+
+    def catch_up(self) -> None:
+        """Attach more of what there was no time for."""
+        if self._network:
+            self.packet_path.follow(self._wanted(self._network), _ATTACH_BUDGET_S)
+
+    def _wanted(self, network: Network) -> dict[tc.Hook, PacketProgram]:
+        return wanted_programs(network.devices, self.options.patterns)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -143,7 +158,9 @@ class Dataplane:
             return 0
         self._node_maps.forget()
         changed = self._write_node(self._network)
-        return changed + self.packet_path.check(wanted_programs(self._network.devices, self.options.patterns))
+        if self.is_behind:
+            return changed  # what is yet to be attached was not detached by anybody
+        return changed + self.packet_path.check(self._wanted(self._network), _ACTIVATE_BUDGET_S)
 
     def activate(self) -> int:
         """Turn every hook to our programs, prove that they fire, remove what is no longer in use.

@@ -2,11 +2,17 @@
 
 Devices come and go at any moment, so that none is a reason to fail for the others: what could not be attached is kept
 with its reason, and tried again whenever the kernel is compared with what is wanted.
+
+A first link on a hook waits for the kernel's other CPUs, 16 ms or more (docs/decisions/0009), so that hundreds of
+devices take seconds: they are attached a few at a time, the youngest first, and other work goes on in between. To put
+another program in the place of one that is there takes no time, and is never put off.
 """
 
 from __future__ import annotations
 
 import errno
+import math
+import time
 from collections.abc import Iterable
 
 from agent.core.network import LOOPBACK, Device, DevicePatterns
@@ -29,29 +35,44 @@ def wanted_programs(devices: Iterable[Device], patterns: DevicePatterns) -> dict
 
 
 class PacketPath:
-    """What is attached, and what could not be: ``faults`` gives the reason by the device's ifindex and direction."""
+    """What is attached, and what could not be: ``faults`` gives the reason by the device's ifindex and direction.
+
+    ``is_behind``: more is to be attached than there was time for; follow again.
+    """
 
     def __init__(self, attachment: Attachment, programs: dict[PacketProgram, int]) -> None:
         self.attachment = attachment
         self.faults: dict[Hook, str] = {}
+        self.is_behind = False
         self._programs = programs
         self._ids = {name: bpf.prog_info(fd).id for name, fd in programs.items()}
         self._attached: dict[Hook, int] | None = None
 
-    def follow(self, wanted: dict[Hook, PacketProgram]) -> int:
-        """Attach what is wanted and is not there, detach what is not wanted; returns how many hooks that changed."""
+    def follow(self, wanted: dict[Hook, PacketProgram], budget_s: float = math.inf) -> int:
+        """Attach what is wanted and is not there, detach what is not wanted; returns how many hooks that changed.
+
+        For hooks that run nothing of ours yet there are ``budget_s``, and at least one of them is attached.
+        """
         if self._attached is None:
             self._attached = self.attachment.attached()
         attached = self._attached
         gone = sorted(attached.keys() - wanted.keys())
-        missing = [hook for hook, program in wanted.items() if attached.get(hook) != self._ids[program]]
+        differing = {hook: program for hook, program in wanted.items() if attached.get(hook) != self._ids[program]}
         self.faults.clear()
-        return sum(map(self._detach, gone)) + sum(self._attach(hook, wanted[hook], attached) for hook in missing)
+        changed = sum(map(self._detach, gone))
+        changed += sum(self._attach(hook, differing.pop(hook), attached) for hook in attached.keys() & differing.keys())
+        deadline = time.monotonic() + budget_s
+        for hook in sorted(differing, key=lambda hook: (-hook.device, hook.direction)):
+            changed += self._attach(hook, differing.pop(hook), attached)
+            if time.monotonic() >= deadline:
+                break
+        self.is_behind = bool(differing)
+        return changed
 
-    def check(self, wanted: dict[Hook, PacketProgram]) -> int:
+    def check(self, wanted: dict[Hook, PacketProgram], budget_s: float = math.inf) -> int:
         """Follow what the kernel says is attached, rather than what was done last."""
         self._attached = None
-        return self.follow(wanted)
+        return self.follow(wanted, budget_s)
 
     def _attach(self, hook: Hook, program: PacketProgram, attached: dict[Hook, int]) -> bool:
         try:

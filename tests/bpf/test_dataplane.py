@@ -340,6 +340,8 @@ def test_devices_are_followed(opened, namespace, clsact):
 
     netns.configure(namespace, ["link add d0 type veth peer name d1", "addr add 198.51.100.1/24 dev d0"])
     plane.follow(network(), None)
+    while plane.is_behind:
+        plane.catch_up()
     assert on_devices(plane) == expected(plane, "v0", "v1", "d0", "d1")
     assert addresses(plane) == {"127.0.0.1", "::1", "192.0.2.1", "198.51.100.1"}
     assert device_addresses(plane) == {"node": "192.0.2.1", "v0": "192.0.2.1", "d0": "198.51.100.1"}

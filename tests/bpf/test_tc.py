@@ -245,6 +245,26 @@ def test_devices_run_the_packet_path_and_lo_its_own(path):
     assert path.faults == {}
 
 
+def test_what_there_is_no_time_for_is_attached_later_the_youngest_devices_first(path, namespace):
+    youngest = max(("v0", "v1"), key=ifindex)
+
+    assert path.follow(wanted(), budget_s=0) == 1
+    assert ran(youngest) == [["tc_ingress"], []]
+    assert path.is_behind
+
+    assert path.follow(wanted()) == 4
+    assert not path.is_behind
+    assert ran("v0") == ran("v1") == [["tc_ingress"], ["tc_egress"]]
+
+
+def test_to_replace_a_program_is_never_put_off(path, attachment, program):
+    path.follow(wanted())
+    second = PacketPath(attachment, {name: program(name) for name in PacketProgram})
+
+    assert second.follow(wanted(), budget_s=0) == 5
+    assert not second.is_behind
+
+
 def test_only_differences_are_attached(path, namespace):
     path.follow(wanted())
     assert path.follow(wanted()) == 0

@@ -1,6 +1,6 @@
 """rtnetlink: devices, addresses and routes of this network namespace, asked for and followed.
 
-A socket of our own: pyroute2 would hold 12 MiB in the agent (docs/decisions/0008). Requests are few and fixed, so what
+A socket of our own: pyroute2 would hold 12 MiB in the agent (docs/decisions/0009). Requests are few and fixed, so what
 is packed here is exactly what is used.
 Source: rtnetlink(7), include/uapi/linux/{netlink,rtnetlink,if_link,if_addr}.h.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from agent.errors import EbproxyError
-from tests.bench import change, connect, hook, idle, peers, plots, restart, sync
+from tests.bench import change, connect, hook, idle, maglev, peers, plots, restart, sync
 from tests.bench.agents import Agent
 from tests.bench.errors import BenchError
 from tests.bench.feed import Feed
@@ -24,7 +24,7 @@ from tests.bench.worker import Worker
 
 _CONNECTING = frozenset({"G1", "G2", "G3", "G4", "G5"})
 _RUNNING = frozenset({"G8", "G9", "G10", "G11", "G12", "G13", "G16"})
-GOALS = _CONNECTING | _RUNNING
+GOALS = _CONNECTING | _RUNNING | {"G14"}
 _TCP = ["direct", "direct again", connect.OURS, connect.BARE, connect.THREE_HASHES, "nft", "iptables"]
 _UDP = ["direct", "direct again", connect.OURS, "nft"]
 
@@ -52,6 +52,8 @@ class Run:
             self._play(self._load_peers)
         if self._goals & _RUNNING:
             self._play(self._run_agent)
+        if "G14" in self._goals:
+            self._play(self._build_tables)
         return [result for result in self._results if result.name.split()[0] in self._goals]
 
     def _play(self, part: Callable[[contextlib.ExitStack], None]) -> None:
@@ -117,6 +119,10 @@ class Run:
         if "G16" in self._goals:
             self._say("killing it")
             self._results += restart.kill_and_restart(agent, worker, self._population, self._scale)
+
+    def _build_tables(self, ends: contextlib.ExitStack) -> None:
+        self._say("building Maglev tables")
+        self._results += maglev.tables(self._stage, self._scale, ends)
 
     def _cold_sync(self, agent: Agent, feed: Feed) -> None:
         result = sync.cold_sync(agent, feed, self._population, self._scale)

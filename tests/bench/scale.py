@@ -26,6 +26,7 @@ class Scale:
     kills: int = 20
     quiet_kills: int = 5
     idle_s: float = 30.0
+    tables: int = 200
     is_full: bool = True
 
 
@@ -45,5 +46,6 @@ TINY = Scale(
     kills=1,
     quiet_kills=1,
     idle_s=0.5,
+    tables=10,
     is_full=False,
 )

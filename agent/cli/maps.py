@@ -51,10 +51,12 @@ def _document(name: str, opened: bpf.Map, store: MapStore) -> dict[str, Any]:
 
 
 def _count(name: str, opened: bpf.Map, store: MapStore) -> int:
-    """Count entries in use; of segments the slots of their blocks, of other arrays those that hold something."""
+    """Count entries in use; of segments the slots of their blocks, of tables those that a header names, of other arrays those that hold something."""
     if name == "segments":
         segments = store.read_state().segments.values()
         return FIRST_FREE_SLOT + sum(1 << order_for(1 + len(split_slots(slots))) for slots, _ in segments)
+    if name == "maglev_tables":
+        return len(store.read_state().tables)
     if opened.info.type in {bpf.MapType.ARRAY, bpf.MapType.PERCPU_ARRAY}:
         return sum(any(value) for _, value in opened.items())
     return sum(1 for _ in opened.items())

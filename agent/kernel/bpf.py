@@ -350,7 +350,7 @@ class Map:
 
     def batches(self, size: int = 4096) -> Iterator[tuple[bytes, bytes, int]]:
         """Read every entry, ``size`` at a time, as (keys, values, count); what is past ``count`` means nothing."""
-        size = max(size, 64)
+        size = max(min(size, self.info.max_entries), 64)
         cursor_in = ctypes.create_string_buffer(max(self.info.key_size, 8))
         cursor_out = ctypes.create_string_buffer(max(self.info.key_size, 8))
         started = False

@@ -87,14 +87,16 @@ static __always_inline u32 conntrack_flags(const struct packet *packet, const st
 		own = FLOW_REPLIED;
 	else if (flow->flags & FLOW_REPLIED && packet->flags & TCP_ACK)
 		own = FLOW_ESTABLISHED;
-	else if (flow->flags & FLOW_DSR && packet->flags & TCP_ACK)
-		own = FLOW_REPLIED; /* replies do not come this way, but the client has had one */
+	else if (flow->flags & FLOW_DSR && (packet->flags & TCP_ACK || packet->tuple.protocol == IPPROTO_UDP))
+		own = FLOW_REPLIED; /* replies need not come this way, but the client has had one */
 	if (packet->flags & TCP_RST)
 		own |= FLOW_CLOSED;
 	*pair = own;
 	if (packet->flags & TCP_FIN) {
 		own |= FLOW_FIN;
 		*pair |= FLOW_PEER_FIN;
+		if (flow->flags & FLOW_DSR)
+			own |= FLOW_PEER_FIN; /* nor does the other end's */
 	}
 	return own;
 }
@@ -143,6 +145,11 @@ static __always_inline bool conntrack_note(struct work *work, struct flow *flow,
 	flow->seen = now;
 	flow->flags |= own;
 	pair_key = conntrack_pair(flow, packet->tuple.protocol);
+	if ((flow->flags & (FLOW_DSR | FLOW_REPLY)) == (FLOW_DSR | FLOW_REPLY)) {
+		/* Another node has translated it: what the client asked for is not what its packets have here. */
+		pair_key.destination = packet->tuple.source;
+		pair_key.destination_port = packet->tuple.source_port;
+	}
 	pair = conntrack.lookup(&pair_key);
 	if (pair) {
 		pair->seen = now;

@@ -89,6 +89,8 @@ def test_the_backend_s_node_answers_in_the_name_of_the_frontend(path, kind, prot
     check(path.ingress("eth0", more), TC_ACT_UNSPEC, more)
     again = reply_to(more, flags="A")
     check(path.egress("eth0", again), TC_ACT_UNSPEC, moved(again, source=frontend))
+    # The pair of a reply is what comes here, not what the client asked for: no third entry is made of it.
+    assert {(client, backend), (backend, client)} == {flow.asked for flow in path.flows()}
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -51,7 +51,11 @@ def _document(name: str, opened: bpf.Map, store: MapStore) -> dict[str, Any]:
 
 
 def _count(name: str, opened: bpf.Map, store: MapStore) -> int:
-    """Count entries in use; of segments the slots of their blocks, of tables those that a header names, of other arrays those that hold something."""
+    """Count entries in use.
+
+    Of segments the slots of their blocks, of tables those that a header names, of other arrays those that hold
+    something.
+    """
     if name == "segments":
         segments = store.read_state().segments.values()
         return FIRST_FREE_SLOT + sum(1 << order_for(1 + len(split_slots(slots))) for slots, _ in segments)

@@ -325,7 +325,7 @@ def test_a_field_is_applied(from_text, text, attribute, expected):
             "conntrack: {udpTimeout: 500ms}",
             "conntrack.udpTimeout: is '500ms'; accepted: 1s or more, or 0 for the default",
         ),
-        ("mapSizes: {maglevTables: 65536}", "mapSizes.maglevTables: is 65536; accepted: a whole number from 0 to 65535"),
+        ("mapSizes: {maglevTables: -1}", "mapSizes.maglevTables: is -1; accepted: a whole number from 0 to 65535"),
         ("mapSizes: {conntrack: 0}", "mapSizes.conntrack: is 0; accepted: a whole number from 1 to 16777216"),
         ("syncPeriod: 30", "syncPeriod: is 30; accepted: a duration of zero or more, like 30s or 1h0m0s"),
         ("syncPeriod: -1s", "syncPeriod: is '-1s'; accepted: a duration of zero or more, like 30s or 1h0m0s"),

@@ -262,6 +262,12 @@ def pack_frontend_key(address: bytes, port: int, protocol: int) -> bytes:
     return FRONTEND_KEY.packer.pack(address, port_bytes(port), protocol, 0)
 
 
+def pack_reserved_key(address: bytes) -> bytes:
+    """Lay out as ``struct frontend_key`` what stands for an address itself, whatever the port and protocol."""
+    return address + _NO_PORT
+
+
+_NO_PORT = bytes(FRONTEND_KEY.size - 16)
 _PROTOCOL_NAMES = {int(protocol): protocol.name for protocol in Protocol}
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from agent.core.abi import FRONTEND_KIND_MASK, FrontendFlag, FrontendKind, pack_frontend_key
+from agent.core.abi import FRONTEND_KIND_MASK, FrontendFlag, FrontendKind, pack_frontend_key, pack_reserved_key
 from agent.core.addresses import IPV4_PREFIX, AddressRange
 from agent.core.options import ServiceOptions
 from agent.core.records import Algorithm, External, Forwarding, ServicePort, ServiceRecord
@@ -31,6 +31,8 @@ class Which(enum.IntEnum):
     NOTHING = 0
     CLUSTER = 1
     LOCAL = 2
+
+    __hash__ = int.__hash__  # an enum's own hashes its name, in Python, and roles are looked up for every Service
 
 
 class Role(NamedTuple):
@@ -67,31 +69,31 @@ class Face(NamedTuple):
     source_ranges: tuple[tuple[bytes, int], ...] = ()
     external_flags: int = 0
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is reached by its cluster IP alone."""
-        return not (self.load_balancer_ips or self.external_ips or self.node_addresses)
-
     def frontends_of(self, port: ServicePort, *, is_first: bool) -> Frontends:
         """Find the packed keys of a port's frontends, and what each of them is.
 
         The first port stands in for the cluster IP itself. Where one address is several things the stricter holds:
         a load balancer's may be limited to ranges.
         """
-        keys: tuple[bytes, ...] = (pack_frontend_key(self.cluster_ip, port.number, port.protocol),)
-        if is_first:
-            keys += (pack_frontend_key(self.cluster_ip, 0, 0),)
-        roles = _cluster_ip_roles(self.is_cluster_ip_local, self.is_masqueraded, is_first)
-        if self.is_plain:
-            return keys, roles
-        found = dict(zip(keys, roles, strict=True))
+        found = dict(
+            zip(
+                *cluster_ip_frontends(
+                    self.cluster_ip,
+                    port,
+                    is_local=self.is_cluster_ip_local,
+                    is_masqueraded=self.is_masqueraded,
+                    is_first=is_first,
+                ),
+                strict=True,
+            )
+        )
         self._add(found, self.load_balancer_ips, port.number, port, FrontendKind.LOAD_BALANCER)
         self._add(found, self.external_ips, port.number, port, FrontendKind.EXTERNAL_IP)
         if port.node_port and self.node_addresses:
             self._add(found, self.node_addresses, port.node_port, port, FrontendKind.NODE_PORT)
             zero = _IPV4_ZERO if self.cluster_ip.startswith(IPV4_PREFIX) else _IPV6_ZERO
             found.setdefault(pack_frontend_key(zero, port.node_port, port.protocol), RESERVED)
-        return tuple(found), tuple(found.values())
+        return tuple(found), shared_roles(tuple(found.values()))
 
     def _add(
         self, found: dict[bytes, Role], addresses: Sequence[bytes], number: int, port: ServicePort, kind: FrontendKind
@@ -101,13 +103,23 @@ class Face(NamedTuple):
             found.setdefault(pack_frontend_key(address, number, port.protocol), role)
 
 
+def cluster_ip_frontends(
+    cluster_ip: bytes, port: ServicePort, *, is_local: bool, is_masqueraded: bool, is_first: bool
+) -> Frontends:
+    """Find the frontends of a port at a cluster IP; the first port stands in for that itself."""
+    key = pack_frontend_key(cluster_ip, port.number, port.protocol)
+    keys = (key, pack_reserved_key(cluster_ip)) if is_first else (key,)
+    return keys, _cluster_ip_roles(is_local, is_masqueraded, is_first)
+
+
 def face_of(
-    service: ServiceRecord, cluster_ip: bytes, node_port_addresses: Sequence[bytes], options: ServiceOptions
+    service: ServiceRecord,
+    external: External,
+    cluster_ip: bytes,
+    node_port_addresses: Sequence[bytes],
+    options: ServiceOptions,
 ) -> Face:
     """Choose what of a Service is of the family of one of its cluster IPs."""
-    external = service.external
-    if external is None:
-        return Face(cluster_ip, service.internal_local, options.masquerade_all)
     is_ipv4 = cluster_ip.startswith(IPV4_PREFIX)
 
     def of_family(addresses: Sequence[bytes]) -> tuple[bytes, ...]:

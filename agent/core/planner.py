@@ -21,6 +21,7 @@ from agent.core.source_ranges import SourceRanges
 from agent.core.tables import Tables, maglev_side
 from agent.errors import CapacityError
 
+_NONE = frozenset[Which]()
 _Before = tuple[tuple[bytes, ...], tuple[Role, ...], Bases, int]
 
 
@@ -157,14 +158,15 @@ class Planner:
             self.degraded.pop((placement.service, placement.port), None)
         before = placement.frontends, placement.roles, placement.bases, placement.affinity_timeout_s
         placement.affinity_timeout_s, placement.serving = want.affinity_timeout_s, want.serving
-        self._note_lack(placement, want)
+        if self._lacking or want.local is not None:
+            self._note_lack(placement, want)
         granted = self._fitting(placement, self._claim(placement, want), plan)
         if want.source_ranges or placement.source_ranges:
             self._place_ranges(placement, want.source_ranges if _is_limited(granted) else (), plan)
         if failed := self._place_segments(placement, want, plan, is_granted=bool(granted)):
             granted = _kept(placement, granted, failed)
         self._place_tables(placement, want, plan)
-        self._place_frontends(placement, granted, before, plan)
+        self._place_frontends(placement, want, granted, before, plan)
         self._drop_unused(placement, want, plan)
 
     def _note_lack(self, placement: Placement, want: DesiredPort) -> None:
@@ -224,21 +226,18 @@ class Planner:
             placement.cluster, placement.local = None, placement.cluster  # another policy: the same clients' segment
         elif placement.local and not placement.cluster and want.cluster and not want.local:
             placement.cluster, placement.local = placement.local, None
-        failed = []
-        for which, segment, backends in (
-            (Which.CLUSTER, placement.cluster, want.cluster),
-            (Which.LOCAL, placement.local, want.local),
-        ):
-            if backends is None or not (is_granted or (segment and segment.is_owned)):
-                continue
-            placed = self._place_backends(placement, segment, backends, plan)
-            if placed is None or (backends.slots and not placed.is_owned):
-                failed.append(which)
-            if which is Which.CLUSTER:
-                placement.cluster = placed
-            else:
-                placement.local = placed
-        return frozenset(failed)
+        failed = _NONE
+        segment = placement.cluster
+        if want.cluster is not None and (is_granted or (segment and segment.is_owned)):
+            placement.cluster = placed = self._place_backends(placement, segment, want.cluster, plan)
+            if placed is None or (want.cluster.slots and not placed.is_owned):
+                failed |= {Which.CLUSTER}
+        segment = placement.local
+        if want.local is not None and (is_granted or (segment and segment.is_owned)):
+            placement.local = placed = self._place_backends(placement, segment, want.local, plan)
+            if placed is None or (want.local.slots and not placed.is_owned):
+                failed |= {Which.LOCAL}
+        return failed
 
     def _place_backends(
         self, placement: Placement, segment: Segment | None, want: Backends, plan: Plan
@@ -259,20 +258,19 @@ class Planner:
                 if reason:
                     self._degrade(placement, reason)
 
-    def _place_frontends(self, placement: Placement, granted: dict[bytes, Role], before: _Before, plan: Plan) -> None:
+    def _place_frontends(
+        self, placement: Placement, want: DesiredPort, granted: dict[bytes, Role], before: _Before, plan: Plan
+    ) -> None:
         bases, timeout_s = placement.bases, placement.affinity_timeout_s
-        after = tuple(granted), shared_roles(tuple(granted.values())), bases, timeout_s
+        frontends, roles = tuple(granted), tuple(granted.values())
+        after = frontends, want.roles if roles == want.roles else shared_roles(roles), bases, timeout_s
         if after == before:
             return
         placement.frontends, placement.roles, _, _ = after
-        frontends_before, roles_before, bases_before, timeout_before = before
-        had = dict(zip(frontends_before, roles_before, strict=True))
-        for frontend in frontends_before:
-            if frontend not in granted:
-                self._release_frontend(frontend, plan)
+        held = self._release_others(placement, granted, before, plan) if before[0] else {}
         for frontend, role in granted.items():
             value = placement.value_of(role, bases, timeout_s)
-            if frontend in had and placement.value_of(had[frontend], bases_before, timeout_before) == value:
+            if held and held.get(frontend) == value:
                 continue
             owner = self._owners.get(frontend)
             if owner is not None and owner is not placement:
@@ -280,6 +278,19 @@ class Planner:
             self._left.forget(frontend)
             self._owners[frontend] = placement
             plan.set_frontend(frontend, value)
+
+    def _release_others(
+        self, placement: Placement, granted: dict[bytes, Role], before: _Before, plan: Plan
+    ) -> dict[bytes, bytes]:
+        """Let go of the frontends that a placement had and has no more; returns what the others hold."""
+        frontends, roles, bases, timeout_s = before
+        held = {}
+        for frontend, role in zip(frontends, roles, strict=True):
+            if frontend in granted:
+                held[frontend] = placement.value_of(role, bases, timeout_s)
+            else:
+                self._release_frontend(frontend, plan)
+        return held
 
     def _dispossess(self, owner: Placement, frontend: bytes, winner: Placement) -> None:
         had = dict(zip(owner.frontends, owner.roles, strict=True))

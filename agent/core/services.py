@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from agent.core.abi import FrontendKind, pack_backends
 from agent.core.addresses import family_of
-from agent.core.frontends import Role, Which, face_of
+from agent.core.frontends import Role, Which, cluster_ip_frontends, face_of
 from agent.core.options import ServiceOptions
 from agent.core.records import ADDRESS_SIZE, Family, Protocol, ServicePort, ServiceRecord, SliceRecord
-from agent.core.topology import Run, categorize, serving
+from agent.core.topology import Reachable, Run, categorize, serving
 
 _END_SIZE = ADDRESS_SIZE + 2
 _DEFAULTS = ServiceOptions()
@@ -77,21 +77,34 @@ def resolve(
     options: ServiceOptions = _DEFAULTS,
 ) -> Iterator[DesiredPort]:
     """Resolve every port of a Service in every family it has a cluster IP of."""
-    first = min(service.ports, key=lambda port: (port.name, port.protocol), default=None)
+    ports, external = service.ports, service.external
+    first = ports[0] if len(ports) == 1 else min(ports, key=lambda port: (port.name, port.protocol), default=None)
     for address in service.cluster_ips:
         family = family_of(address)
         matching = [piece for piece in slices if piece.family is family]
-        face = face_of(service, address, node_port_addresses, options)
-        for port in service.ports:
-            frontends, roles = face.frontends_of(port, is_first=port is first)
+        face = face_of(service, external, address, node_port_addresses, options) if external else None
+        for port in ports:
+            if face is None:  # as most are: without what the others need
+                frontends, roles = cluster_ip_frontends(
+                    address,
+                    port,
+                    is_local=service.internal_local,
+                    is_masqueraded=options.masquerade_all,
+                    is_first=port is first,
+                )
+            else:
+                frontends, roles = face.frontends_of(port, is_first=port is first)
             runs = _runs(port, matching)
+            reachable = categorize(runs, zone)
+            used = _used(roles)
             yield DesiredPort(
                 _port_name(port.name, port.protocol, family),
                 frontends,
                 roles,
-                *_segments(runs, zone, roles),
+                _backends(reachable.cluster, reachable) if Which.CLUSTER in used else None,
+                _backends(reachable.local, reachable) if Which.LOCAL in used else None,
                 service.affinity_timeout_s,
-                face.source_ranges,
+                face.source_ranges if face else (),
                 _serving(runs) if port.protocol is Protocol.UDP else None,
             )
 
@@ -107,21 +120,18 @@ def _runs(port: ServicePort, slices: Sequence[SliceRecord]) -> list[Run]:
     ]
 
 
-def _segments(runs: Sequence[Run], zone: str, roles: Sequence[Role]) -> tuple[Backends | None, Backends | None]:
-    """Choose the backends of both traffic policies, of those alone that a frontend uses."""
-    reachable = categorize(runs, zone)
-    used = {which for role in roles for which in (role.inside, role.outside)}
-    return (
-        _backends(reachable.cluster, is_anywhere=reachable.anywhere) if Which.CLUSTER in used else None,
-        _backends(reachable.local, is_anywhere=reachable.anywhere) if Which.LOCAL in used else None,
-    )
+@lru_cache(256)
+def _used(roles: tuple[Role, ...]) -> frozenset[Which]:
+    """Find the segments that a frontend uses."""
+    return frozenset(which for role in roles for which in (role.inside, role.outside))
 
 
-def _backends(chosen: Sequence[Run], *, is_anywhere: bool) -> Backends:
-    slots = pack_backends(chosen[0].addresses, chosen[0].port) if chosen else []
-    for run in chosen[1:]:
-        slots += pack_backends(run.addresses, run.port)
-    return Backends(tuple(dict.fromkeys(slots)), is_silent=not slots and is_anywhere)
+def _backends(chosen: Sequence[Run], reachable: Reachable) -> Backends:
+    if len(chosen) == 1:
+        slots = pack_backends(chosen[0].addresses, chosen[0].port)
+    else:
+        slots = [slot for run in chosen for slot in pack_backends(run.addresses, run.port)]
+    return Backends(tuple(dict.fromkeys(slots)), is_silent=not slots and reachable.anywhere)
 
 
 def _serving(runs: Sequence[Run]) -> frozenset[bytes]:

@@ -8,12 +8,18 @@ from pathlib import Path
 
 from agent.core.abi import MapSizes
 from agent.core.model import Model
+from agent.core.network import Network, PodDetection
 from agent.core.plan import Plan
 from agent.core.planner import Planner
+from agent.core.records import AddressesChanged
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
+from agent.kernel.netlink import Netlink, read_network
+from agent.kernel.programs import ProgramOptions
 from tests.bench.errors import BenchError
-from tests.bench.population import NODE, Population
+from tests.bench.lines import Line
+from tests.bench.population import NODE, POD_RANGE, Population
 from tests.bench.stage import Stage
+from tests.lab import netns
 
 
 def sizes_for(population: Population) -> MapSizes:
@@ -24,7 +30,7 @@ def sizes_for(population: Population) -> MapSizes:
     default = MapSizes()
     return dataclasses.replace(
         default,
-        frontends=max(default.frontends, population.services * 2),
+        frontends=max(default.frontends, population.services * 3),
         segments=max(default.segments, slots),
     )
 
@@ -32,17 +38,47 @@ def sizes_for(population: Population) -> MapSizes:
 def open_dataplane(
     stage: Stage, name: str, cgroup: Path, population: Population, ends: contextlib.ExitStack, *, remember_peer: bool
 ) -> Dataplane:
-    """Open a dataplane, fill it and turn the hooks to it."""
-    options = DataplaneOptions(stage.bpffs(name, ends), cgroup, sizes_for(population), remember_peer)
-    dataplane = Dataplane(options)
-    ends.callback(dataplane.close)
-    _fill(dataplane, population)
+    """Open a dataplane, fill it and turn the socket hooks to it."""
+    options = DataplaneOptions(
+        stage.bpffs(name, ends), cgroup, sizes_for(population), ProgramOptions(remember_peer=remember_peer)
+    )
+    dataplane = _open(options, ends)
+    _fill(dataplane, population, Network())
     dataplane.activate()
     return dataplane
 
 
-def _fill(dataplane: Dataplane, population: Population) -> None:
+def open_node(
+    stage: Stage, line: Line, cgroup: Path, population: Population, ends: contextlib.ExitStack, *, socket_lb: bool
+) -> Dataplane:
+    """Open a dataplane for the node of a line: its devices get the packet path's programs too."""
+    bpffs = stage.bpffs(line.name, ends, line.node)
+    options = DataplaneOptions(
+        bpffs, cgroup, sizes_for(population), socket_lb=socket_lb, pods=PodDetection((POD_RANGE,))
+    )
+    with netns.entered(line.node):
+        dataplane = _open(options, ends)
+        with Netlink() as netlink:
+            network = read_network(netlink)
+        dataplane.follow(network, ())
+        _fill(dataplane, population, network)
+        dataplane.activate()
+        while dataplane.is_behind:
+            dataplane.catch_up()
+    if dataplane.faults:
+        raise BenchError(f"{line.name}: {dataplane.faults[0]}")
+    return dataplane
+
+
+def _open(options: DataplaneOptions, ends: contextlib.ExitStack) -> Dataplane:
+    dataplane = Dataplane(options)
+    ends.callback(dataplane.close)
+    return dataplane
+
+
+def _fill(dataplane: Dataplane, population: Population, network: Network) -> None:
     model = Model(NODE)
+    model.apply(AddressesChanged(network.local, network.sources))
     for event in population.events():
         model.apply(event)
     sizes = dataplane.options.sizes

@@ -1,0 +1,226 @@
+"""Three nodes with an agent each, an API server, clients everywhere, and Services that are written as users write them.
+
+outside ──┐ fabric
+          ├─ node-1 (bridged)  web-1, a client pod, a client of the node's own
+          ├─ node-2 (routed)   web-2, ...
+          └─ node-3 (bridged)  web-3, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from tests.cluster.api_driver import NODES, SERVICES, SLICES
+from tests.cluster.api_servers import AnyApiServer, driver, write_kubeconfig
+from tests.cluster.relay import Relay
+from tests.lab.agents import Agent
+from tests.lab.lab import Lab, Pod
+from tests.lab.manifests import NAMESPACE, Endpoint, Object, Port, endpoint_slice, node, service
+from tests.lab.polling import until
+from tests.lab.scene import TARGETS
+from tests.lab.traffic import Client
+
+COUNT = 3
+ZONES = ("zone-a", "zone-b", "zone-a")
+KINDS = ("ClusterIP", "NodePort", "externalIP", "LoadBalancer")
+POD_RANGES = "10.180.0.0/16,fd00:10:180::/48"
+SIZES = {"frontends": 4096, "segments": 8192, "socketOrigins": 4096, "peerOrigins": 4096}
+START_LIMIT_S = 120  # three agents compile at once
+SYNC_LIMIT_S = 15
+_BEACON = "10.96.255.1"
+Backend = Pod | Endpoint
+
+
+class ThreeNodes:
+    """A context manager. ``clients``: by where they are, ``pod-1`` to ``pod-3``, ``host-1`` to ``host-3``, ``outside``.
+
+    ``web``: a pod on each node with a server that says its name. ``config`` is the agents'.
+    """
+
+    def __init__(self, api: AnyApiServer, **config: Any) -> None:
+        self.config = {"clusterCIDR": POD_RANGES, "mapSizes": SIZES, **config}
+        self._stack = ExitStack()
+        self._beacon = self._serial = 0
+        try:
+            self.lab = self._stack.enter_context(Lab(COUNT))
+            self.nodes = self.lab.nodes
+            self.web = [node.add_pod(f"web-{node.number}", *TARGETS) for node in self.nodes]
+            self.shoppers = [node.add_pod(f"shopper-{node.number}") for node in self.nodes]
+            self.outsider = self.lab.outsider()
+            self.pods = [pod.client() for pod in self.shoppers]
+            self.hosts = [node.client() for node in self.nodes]
+            self.outside = self.outsider.client()
+            for network in ("10.96.0.0/16", "fd00:96::/112", "198.18.0.0/15", "2001:db8::/32"):
+                self.outsider.route(network, self.nodes[0])
+            self.api = driver(api, NAMESPACE)
+            for found, zone in zip(self.nodes, ZONES, strict=True):
+                self.api.create(NODES, node(found.name, found.addresses, found.pod_ranges, zone))
+            self.agents = [self._make_agent(api, number) for number in range(COUNT)]
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_agent(self, api: AnyApiServer, number: int) -> Agent:
+        node = self.nodes[number]
+        self._stack.enter_context(Relay(node.netns, urlsplit(api.url).port or 0))
+        kubeconfig = write_kubeconfig(node.directory / "kubeconfig", api)
+        return Agent(node, flags=("--kubeconfig", str(kubeconfig)), **self.config)
+
+    def __enter__(self) -> Self:
+        try:
+            for agent in self.agents:
+                agent.start()
+            for agent in self.agents:
+                agent.wait(START_LIMIT_S)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take everything down."""
+        self._stack.close()
+
+    @property
+    def clients(self) -> dict[str, Client]:
+        """Every client, by where it is."""
+        named = {f"pod-{number}": client for number, client in enumerate(self.pods, start=1)}
+        named |= {f"host-{number}": client for number, client in enumerate(self.hosts, start=1)}
+        return named | {"outside": self.outside}
+
+    def service(self) -> Service:
+        """Name a Service: its addresses and ports are nobody else's."""
+        self._serial += 1
+        return Service(self, self._serial)
+
+    def sync(self) -> None:
+        """Wait until every agent has programmed what was written so far: a Service and a slice written last are there.
+
+        Watches deliver the changes of one kind of object in their order.
+        """
+        self._beacon += 1
+        port, count = Port("beacon", self._beacon, 9), 1 + self._beacon % 2
+        endpoints = [Endpoint(f"192.0.2.{number}") for number in range(1, 1 + count)]
+        objects = (
+            (SERVICES, service("beacon", [_BEACON], (port,))),
+            (SLICES, endpoint_slice("beacon", endpoints, (port,))),
+        )
+        for collection, source in objects:
+            write = self.api.create if self._beacon == 1 else self.api.update
+            write(collection.format(NAMESPACE), source)
+        for agent in self.agents:
+            agent.wait_for(f"{_BEACON}:{port.number}/TCP", count, SYNC_LIMIT_S)
+            until(agent.is_settled, f"{agent.node.name} has programmed everything", SYNC_LIMIT_S)
+
+
+class Service:
+    """A dual-stack Service of every kind: where it is reached, and what is written of it. ``ports`` may be replaced."""
+
+    def __init__(self, cluster: ThreeNodes, number: int) -> None:
+        self._cluster = cluster
+        self._written: dict[tuple[str, str], Object] = {}
+        high, low = 1 + number // 250, 1 + number % 250
+        self.name = f"svc-{number}"
+        self.ips = (f"10.96.{high}.{low}", f"fd00:96::{high:x}{low:02x}")
+        self.external = (f"198.18.{high}.{low}", f"2001:db8:18::{number:x}")
+        self.balanced = (f"198.19.{high}.{low}", f"2001:db8:19::{number:x}")
+        self.node_port = 30_000 + number
+        self.health_port = 32_000 + number
+        self.ports = self.in_protocols("TCP", "UDP")
+
+    def in_protocols(self, *protocols: str) -> tuple[Port, ...]:
+        """Give port 80, and the NodePort, in these protocols."""
+        return tuple(
+            Port(f"http-{protocol.lower()}", 80, TARGETS[0], protocol, self.node_port) for protocol in protocols
+        )
+
+    def at(self, kind: str, family: int, node: int = 0) -> tuple[str, int]:
+        """Address and port by kind of frontend; family 0 = IPv4, 1 = IPv6; ``node``: whose NodePort, from 0."""
+        if kind == "NodePort":
+            return self._cluster.nodes[node].addresses[family], self.node_port
+        return {"ClusterIP": self.ips, "externalIP": self.external, "LoadBalancer": self.balanced}[kind][family], 80
+
+    def publish(self, backends: Sequence[Backend] = (), *, slices: Sequence[Object] | None = None, **spec: Any) -> Self:
+        """Write the whole Service and its slices, and wait until every node has it; ``spec`` as for :meth:`describe`."""
+        self.write(self.describe(**spec), self.slices(backends) if slices is None else slices)
+        self._cluster.sync()
+        return self
+
+    def describe(
+        self, *, labels: dict[str, str] | None = None, ingress: Sequence[Object] | None = None, **spec: Any
+    ) -> Object:
+        """Build the Service: of type LoadBalancer, with every kind of frontend, unless ``spec`` says otherwise."""
+        kind = spec.setdefault("type", "LoadBalancer")
+        made = service(self.name, spec.pop("ips", self.ips), self.ports, **spec)
+        made["metadata"]["labels"] = labels or {}
+        if kind == "ExternalName":
+            made["spec"] = {"type": kind, "externalName": "example.invalid", "ports": made["spec"]["ports"]}
+        if kind in ("ClusterIP", "ExternalName"):
+            for port in made["spec"]["ports"]:
+                port.pop("nodePort", None)
+        if kind == "LoadBalancer":
+            made["spec"].setdefault("externalIPs", list(self.external))
+            given = [{"ip": ip, "ipMode": "VIP"} for ip in self.balanced] if ingress is None else list(ingress)
+            made["status"] = {"loadBalancer": {"ingress": given}}
+        return made
+
+    def slices(self, backends: Iterable[Backend], ports: Sequence[Port] | None = None, name: str = "") -> list[Object]:
+        """Build a slice for each family: pods in both, endpoints in their own."""
+        backends = list(backends)
+        made = []
+        for family in (4, 6):
+            endpoints = [each.endpoint(family) if isinstance(each, Pod) else each for each in backends]
+            fitting = [endpoint for endpoint in endpoints if (":" in endpoint.address) == (family == 6)]
+            title = f"{self.name}{name}-{family}"
+            made.append(endpoint_slice(self.name, fitting, ports or self.ports, name=title, ipv6=family == 6))
+        return made
+
+    def write(self, described: Object | None, slices: Sequence[Object]) -> None:
+        """Create, update and delete until the API server has these objects of the Service, and no others."""
+        wanted = {(SLICES, each["metadata"]["name"]): each for each in slices}
+        wanted |= {(SERVICES, self.name): described} if described else {}
+        for path, name in self._written.keys() - wanted.keys():
+            self._cluster.api.delete(path.format(NAMESPACE), name)
+        for (path, name), source in wanted.items():
+            self._upsert(path, name, source)
+        self._written = wanted
+
+    def _upsert(self, path: str, name: str, source: Object) -> None:
+        collection, api = path.format(NAMESPACE), self._cluster.api
+        written = self._written.get((path, name))
+        if written == source:
+            return
+        (api.update if written else api.create)(collection, source)
+        if "status" in source:
+            api.patch(collection, f"{name}/status", {"status": source["status"]})
+
+    def set_backends(self, backends: Sequence[Backend]) -> None:
+        """Replace the slices, and wait until every node has them."""
+        self.write(self._written.get((SERVICES, self.name)), self.slices(backends))
+        self._cluster.sync()
+
+    def delete(self) -> None:
+        """Delete everything, without waiting."""
+        self.write(None, ())
+
+
+def endpoints(pods: Iterable[Pod], **conditions: bool) -> list[Endpoint]:
+    """Describe pods in both families."""
+    return [pod.endpoint(family, **conditions) for pod in pods for family in (4, 6)]
+
+
+def outcome(client: Client, mode: str, target: tuple[str, int], limit_s: float = 5.0) -> str:
+    """Ask once: who answered, or the error."""
+    answer = client.ask(mode, *target, limit_s)
+    return answer.name or answer.error
+
+
+def follow(ask: Callable[[], str], wanted: str, limit_s: float = 5.0) -> None:
+    """Ask until the outcome is the wanted one."""
+    until(lambda: ask() == wanted, f"{wanted} answers", limit_s)

@@ -30,8 +30,9 @@ def clock() -> Iterator[None]:
 
 
 def empty(store: MapStore) -> None:
-    for key in [key for key, _ in store.maps["frontends"].items()]:
-        store.maps["frontends"].delete(key)
+    for name in ("frontends", "source_ranges"):
+        for key in [key for key, _ in store.maps[name].items()]:
+            store.maps[name].delete(key)
     store.maps["segments"].update_batch(
         b"".join(i.to_bytes(4, sys.byteorder) for i in range(2, SIZES.segments)),
         bytes(24 * (SIZES.segments - 2)),
@@ -42,6 +43,7 @@ def empty(store: MapStore) -> None:
 
 def same(fake: FakeMaps, store: MapStore) -> None:
     assert dict(store.maps["frontends"].items()) == fake.frontends
+    assert dict(store.maps["source_ranges"].items()) == fake.source_ranges
     assert [value for _, value in store.maps["segments"].items()] == fake.segments
     assert store.read_state() == fake.read_state()
     assert store.writes == fake.writes

@@ -138,9 +138,10 @@ class MapStore:
         self.writes["frontends"] += len(entries)
 
     def _allow(self, keys: dict[bytes, None]) -> None:
-        allowed = (1).to_bytes(4, sys.byteorder)
-        self.maps["source_ranges"].update_batch(b"".join(keys), allowed * len(keys), len(keys))
-        self.writes["source_ranges"] += len(keys)
+        if keys:
+            allowed = (1).to_bytes(4, sys.byteorder)
+            self.maps["source_ranges"].update_batch(b"".join(keys), allowed * len(keys), len(keys))
+            self.writes["source_ranges"] += len(keys)
 
     def _delete(self, name: str, keys: dict[bytes, None]) -> None:
         if keys:
@@ -197,7 +198,7 @@ class MapStore:
 
 def _drop_halves(directory: Path, specs: tuple[MapSpec, ...]) -> None:
     """Unpin frontends without their segments, and the other way round: each means nothing alone."""
-    pair = [spec for spec in specs if not spec.carries_over]
+    pair = [spec for spec in specs if spec.name in {"frontends", "segments"}]
     opened = [open_valid(directory / spec.name, spec) for spec in pair]
     for found in filter(None, opened):
         found.close()

@@ -18,11 +18,15 @@ from agent.core.abi import (
     U64,
     Counter,
     Frontend,
+    FrontendFlag,
+    FrontendKind,
     MapKind,
     MapSizes,
     map_specs,
     pack_header,
+    pack_source_range,
 )
+from agent.core.addresses import AddressRange, parse_address
 from agent.core.plan import KernelState, Plan
 from agent.errors import DataplaneError
 from agent.kernel import bpf
@@ -79,7 +83,7 @@ def test_a_map_that_is_not_as_specified_is_made_anew_and_the_others_stay(store, 
     }[change]
     path = bpffs / "maps" / spec.name
     path.unlink()
-    flags = bpf.NO_PREALLOC if changed.kind is MapKind.HASH else 0
+    flags = bpf.NO_PREALLOC if changed.kind in {MapKind.HASH, MapKind.LPM_TRIE} else 0
     kind = bpf.MapType[changed.kind.name]
     foreign = bpf.map_create(kind, changed.key.size, changed.value.size, changed.max_entries, flags, spec.name)
     bpf.obj_pin(foreign, path)
@@ -100,7 +104,7 @@ def test_what_holds_the_state_of_sockets_is_carried_over_to_another_layout(store
     again = MapStore.open(bpffs / "larger", larger, former=(bpffs / "maps",))
 
     shared = {name for name in ids(again) if ids(again)[name] == ids(store)[name]}
-    assert shared == {"socket_origins", "counters"}, "peer_origins changed its size; the others hold no sockets"
+    assert shared == {"socket_origins", "conntrack", "counters"}, "peer_origins changed; the others hold no state"
     again.close()
 
 
@@ -116,7 +120,8 @@ def test_a_map_larger_than_the_kernel_allows_is_a_dataplane_error(bpffs):
 
 def test_a_plan_is_written_and_read_back(store):
     slots = b"".join(pods(3))
-    plan = Plan([(17, slots)], [(16, pack_header(3, drop=False))], {frontend(): Frontend(5, 16, 16).pack()})
+    value = Frontend(5, 16, 16).pack()
+    plan = Plan(backends=[(17, slots)], headers=[(16, pack_header(3, drop=False))], frontends={frontend(): value})
     store.apply(plan)
 
     assert store.read_state() == KernelState({frontend(): Frontend(5, 16, 16)}, {16: (slots, False)})
@@ -128,6 +133,30 @@ def test_a_plan_is_written_and_read_back(store):
     assert store.writes == {"segments": 4, "frontends": 2}, "one that was not there is not counted"
 
 
+def test_both_segments_of_a_frontend_and_its_source_ranges_are_read_back(store):
+    ranges = [pack_source_range(5, *AddressRange.parse(text)) for text in ("10.0.0.0/8", "fd00::/8")]
+    value = Frontend(5, 16, 24, 60, FrontendKind.LOAD_BALANCER | FrontendFlag.SOURCE_RANGES)
+    one, two = pods(2)
+    plan = Plan(
+        source_ranges=dict.fromkeys(ranges),
+        backends=[(17, one), (25, two)],
+        headers=[(base, pack_header(1, drop=False)) for base in (16, 24)],
+        frontends={frontend(): value.pack()},
+    )
+    store.apply(plan)
+
+    segments = {16: (one, False), 24: (two, False)}
+    assert store.read_state() == KernelState({frontend(): value}, segments, frozenset(ranges))
+    inside = pack_source_range(5, parse_address("10.255.0.1"), 128)
+    assert store.maps["source_ranges"].lookup(inside) == u32(1)
+    assert store.maps["source_ranges"].lookup(pack_source_range(6, parse_address("10.255.0.1"), 128)) is None
+
+    gone = pack_source_range(5, *AddressRange.parse("192.0.2.0/24"))
+    store.apply(Plan(removed_source_ranges=dict.fromkeys([ranges[0], gone])))
+    assert store.read_state().source_ranges == {ranges[1]}
+    assert store.writes["source_ranges"] == 3, "one that was not there is not counted"
+
+
 def test_an_empty_plan_writes_nothing(store):
     store.apply(Plan())
 
@@ -135,7 +164,8 @@ def test_an_empty_plan_writes_nothing(store):
 
 
 def test_a_write_that_the_kernel_refuses_is_a_dataplane_error_and_what_was_written_stays(store):
-    plan = Plan([(17, pods(1)[0]), (SIZES.segments, pods(1)[0])], [(16, pack_header(1, drop=False))])
+    backends = [(17, pods(1)[0]), (SIZES.segments, pods(1)[0])]
+    plan = Plan(backends=backends, headers=[(16, pack_header(1, drop=False))])
 
     with pytest.raises(DataplaneError):
         store.apply(plan)

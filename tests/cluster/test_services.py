@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+from functools import partial
 
 import pytest
 
@@ -302,8 +303,12 @@ def test_endpoints_spread_over_slices(fleet, service, family):
 def test_much_to_say(fleet, everywhere, kind, mode, family):
     """Datagrams of 2000 bytes and transfers of a megabyte, to every node's backend."""
     size = 2000 if mode == "udp" else 1_000_000
-    places = [fleet.pods[0], fleet.pods[1], fleet.outside]
-    for client in places:
+    for client in (fleet.pods[0], fleet.pods[1], fleet.outside):
+        if mode == "udp" and fleet.lab.overlay and client is fleet.outside:
+            if family:
+                pytest.xfail("nobody is told that fragments of IPv6 are too big for the overlay")
+            ask = partial(client.ask, mode, *everywhere.at(kind, family), 1, size=size)
+            until(lambda: ask().size == size, "the client learns the MTU of the overlay")  # noqa: B023
         answers = [client.ask(mode, *everywhere.at(kind, family), size=size) for _ in range(6)]
         assert {(answer.error, answer.size) for answer in answers} == {("", size)}
 
@@ -326,13 +331,18 @@ def test_direct_server_return(fleet, service, mode, family):
 def test_maglev_chooses_alike_on_every_node(fleet, service, family):
     """By annotation: a client's flow gets one backend, whichever node it comes by."""
     service.publish(fleet.web, annotations={"ebproxy.io/algorithm": "maglev"})
-    chosen = {}
-    for port in range(5000, 5024):
-        names = {
-            fleet.outside.ask("udp", *service.at("LoadBalancer", family), source_port=port).name
-            for _ in (fleet.outsider.route(service.balanced[family], node) for node in fleet.nodes)
-        }
-        chosen[port] = names
+    ports = itertools.count(5000)
 
-    assert all(len(names) == 1 for names in chosen.values())
-    assert set.union(*chosen.values()) == ALL_WEB
+    def choose() -> set[str]:
+        source, names = next(ports), set()
+        for node in fleet.nodes:
+            fleet.outsider.route(service.balanced[family], node)
+            names.add(fleet.outside.ask("udp", *service.at("LoadBalancer", family), source_port=source).name)
+        return names
+
+    # The first table of a node waits for its program to be compiled.
+    until(lambda: all(len(choose()) == 1 for _ in range(12)), "the tables are built", 30)
+    chosen = [choose() for _ in range(24)]
+
+    assert {len(names) for names in chosen} == {1}
+    assert set.union(*chosen) == ALL_WEB

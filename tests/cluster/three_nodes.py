@@ -147,7 +147,7 @@ class Service:
         return {"ClusterIP": self.ips, "externalIP": self.external, "LoadBalancer": self.balanced}[kind][family], 80
 
     def publish(self, backends: Sequence[Backend] = (), *, slices: Sequence[Object] | None = None, **spec: Any) -> Self:
-        """Write the whole Service and its slices, and wait until every node has it; ``spec`` as for :meth:`describe`."""
+        """Write the whole Service and its slices, and wait until every node has it; ``spec`` is what it describes."""
         self.write(self.describe(**spec), self.slices(backends) if slices is None else slices)
         self._cluster.sync()
         return self

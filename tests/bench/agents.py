@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from agent.errors import AgentUnreachable
 from agent.kernel import bpf
@@ -17,22 +16,12 @@ from agent.observe.control import ask
 from tests.bench.errors import BenchError
 from tests.bench.feed import Feed, kubeconfig
 from tests.bench.nodes import sizes_for
+from tests.bench.polling import until
 from tests.bench.population import NODE, Population
 from tests.bench.stage import Stage
 
-T = TypeVar("T")
 _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 20.0
-
-
-def until(condition: Callable[[], T | None], limit_s: float, what: str, every_s: float = 0.002) -> T:
-    """Poll until something is true and return it. Raises: BenchError."""
-    deadline = time.monotonic() + limit_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise BenchError(f"{what}: not within {limit_s} s")
-        time.sleep(every_s)
-    return value
 
 
 class Agent:

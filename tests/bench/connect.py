@@ -100,7 +100,7 @@ def _ours(
     place = name.replace(",", "").replace(" ", "-")
     worker = Worker(stage, place, ends)
     dataplane = open_dataplane(stage, place, worker.cgroup, population, ends, remember_peer=remember_peer)
-    cast.programs[name] = dataplane.programs[AttachType.CONNECT4]
+    cast.programs[name] = dataplane.programs.sockets[AttachType.CONNECT4]
     return worker
 
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /*
- * One worker of the bench: a client and its servers, in one network namespace and one cgroup, on CPUs of their own.
+ * One worker of the bench: a client and its servers, each in a network namespace (which may be the same), both in one
+ * cgroup, on CPUs of their own.
  *
- *	connect_worker NETNS CGROUP CLIENT_CPU SERVER_CPU PORT
+ *	connect_worker CLIENT_NETNS SERVER_NETNS CGROUP CLIENT_CPU SERVER_CPU PORT
  *
  * It prints "ready" and then takes commands from standard input, one a line, for an ADDRESS or (SPREAD > 1) for a
  * pseudo-random one of the SPREAD addresses from it on:
@@ -59,15 +60,20 @@ static void pin_to(int cpu)
 		err(1, "cpu %d", cpu);
 }
 
-static void enter(const char *netns, const char *cgroup)
+static void enter(const char *netns)
 {
-	char path[4096];
-	FILE *procs;
 	int fd = open(netns, O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0 || setns(fd, CLONE_NEWNET))
 		err(1, "entering %s", netns);
 	close(fd);
+}
+
+static void join(const char *cgroup)
+{
+	char path[4096];
+	FILE *procs;
+
 	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
 	procs = fopen(path, "w");
 	if (!procs || fprintf(procs, "%d", getpid()) < 0 || fclose(procs))
@@ -279,13 +285,15 @@ int main(int argc, char **argv)
 {
 	char line[256];
 
-	if (argc != 6)
-		errx(1, "usage: connect_worker NETNS CGROUP CLIENT_CPU SERVER_CPU PORT");
+	if (argc != 7)
+		errx(1, "usage: connect_worker CLIENT_NETNS SERVER_NETNS CGROUP CLIENT_CPU SERVER_CPU PORT");
 	setvbuf(stdin, NULL, _IONBF, 0); /* poll() has to see what was not read yet */
-	enter(argv[1], argv[2]);
-	server_cpu = atoi(argv[4]);
-	start_servers((uint16_t)atoi(argv[5]));
-	pin_to(atoi(argv[3]));
+	join(argv[3]);
+	enter(argv[2]);
+	server_cpu = atoi(argv[5]);
+	start_servers((uint16_t)atoi(argv[6]));
+	enter(argv[1]); /* the servers' sockets and threads stay where they began */
+	pin_to(atoi(argv[4]));
 	printf("ready\n");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin))

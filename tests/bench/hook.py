@@ -18,7 +18,8 @@ _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
 @contextlib.contextmanager
-def _statistics() -> Iterator[None]:
+def statistics() -> Iterator[None]:
+    """Have the kernel count what programs cost."""
     before = _STATS.read_text(encoding="ascii")
     _STATS.write_text("1", encoding="ascii")
     try:
@@ -31,7 +32,7 @@ def hook_cost(cast: Cast, scale: Scale) -> Result:
     """G4: nanoseconds a run, the kernel's own timing included, block by block in turns."""
     names = list(cast.programs)
     taken: dict[str, list[float]] = {name: [] for name in names}
-    with _statistics():
+    with statistics():
         for number in range(scale.warm_up_rounds + scale.rounds):
             for name in (*names[number % len(names) :], *names[: number % len(names)]):
                 cost = _one_block(cast, name, scale)

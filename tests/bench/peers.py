@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable
 
 from tests.bench.errors import BenchError
-from tests.bench.population import POD_PORT, SERVICE_PORT, Population
+from tests.bench.population import POD_PORT, POD_RANGE, SERVICE_PORT, Population
 from tests.bench.stage import command
-
-_POD_RANGE = "10.128.0.0/9"
 
 
 def _nft_service(population: Population, number: int, addresses: list[str], protocol: str = "tcp") -> list[str]:
@@ -29,7 +27,7 @@ def _nft_service(population: Population, number: int, addresses: list[str], prot
     return [
         (
             f"ip daddr {population.cluster_ip(number)} {protocol} dport {SERVICE_PORT} "
-            f"ip saddr != {_POD_RANGE} jump mark-for-masquerade"
+            f"ip saddr != {POD_RANGE} jump mark-for-masquerade"
         ),
         f"meta l4proto {protocol} dnat ip to numgen random mod {len(addresses)} map {{ {choices} }}",
     ]
@@ -83,32 +81,33 @@ def iptables_name() -> str:
     return found.rpartition("/")[2].removesuffix("-restore")
 
 
-def _chain(kind: str, *parts: object) -> str:
+def iptables_chain(kind: str, *parts: object) -> str:
     """Name a chain as kube-proxy does."""
     digest = hashlib.sha256("".join(map(str, parts)).encode()).digest()
     return f"{kind}-{base64.b32encode(digest).decode()[:16]}"
 
 
-def _iptables_service(population: Population, number: int, addresses: list[str]) -> tuple[list[str], list[str]]:
+def iptables_service(
+    population: Population, number: int, addresses: list[str], protocol: str = "tcp"
+) -> tuple[list[str], list[str]]:
     """Chains and rules of one Service, without its rule in KUBE-SERVICES."""
-    name = f"{population.namespace(number)}/{population.name(number)}:http"
-    service = _chain("KUBE-SVC", name)
+    name = f"{population.namespace(number)}/{population.name(number)}:{'http' if protocol == 'tcp' else 'dns'}"
+    meant = f"-m {protocol} -p {protocol}"
+    service = iptables_chain("KUBE-SVC", name)
     chains, rules = [service], []
     rules.append(
-        f'-A {service} -m comment --comment "{name} cluster IP" -m tcp -p tcp -d {population.cluster_ip(number)} '
-        f"--dport {SERVICE_PORT} ! -s {_POD_RANGE} -j KUBE-MARK-MASQ"
+        f'-A {service} -m comment --comment "{name} cluster IP" {meant} -d {population.cluster_ip(number)} '
+        f"--dport {SERVICE_PORT} ! -s {POD_RANGE} -j KUBE-MARK-MASQ"
     )
     for index, address in enumerate(addresses):
-        endpoint = _chain("KUBE-SEP", name, index)
+        endpoint = iptables_chain("KUBE-SEP", name, index)
         chains.append(endpoint)
         left = len(addresses) - index
         chance = f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
         comment = f'-m comment --comment "{name} -> {address}:{POD_PORT}"'
         rules.append(f"-A {service} {comment} {chance}-j {endpoint}")
         rules.append(f"-A {endpoint} -m comment --comment {name} -s {address} -j KUBE-MARK-MASQ")
-        rules.append(
-            f"-A {endpoint} -m comment --comment {name} -m tcp -p tcp -j DNAT --to-destination {address}:{POD_PORT}"
-        )
+        rules.append(f"-A {endpoint} -m comment --comment {name} {meant} -j DNAT --to-destination {address}:{POD_PORT}")
     return chains, rules
 
 
@@ -127,7 +126,7 @@ def iptables_rules(population: Population) -> str:
         ],
     )
     for number in range(population.services):
-        own_chains, own_rules = _iptables_service(population, number, population.addresses(number))
+        own_chains, own_rules = iptables_service(population, number, population.addresses(number))
         name = f"{population.namespace(number)}/{population.name(number)}:http"
         rules.append(
             f'-A KUBE-SERVICES -m comment --comment "{name} cluster IP" -m tcp -p tcp '
@@ -145,7 +144,7 @@ def iptables_load(population: Population, netns: str) -> float:
 
 def iptables_change(population: Population, number: int, address: str, netns: str) -> float:
     """Give a Service another first endpoint, by a partial restore as kube-proxy does; returns seconds."""
-    chains, rules = _iptables_service(population, number, [address, *population.addresses(number)[1:]])
+    chains, rules = iptables_service(population, number, [address, *population.addresses(number)[1:]])
     text = "\n".join(["*nat", *(f":{chain} - [0:0]" for chain in chains), *rules, "COMMIT"]) + "\n"
     return _timed(f"{iptables_name()}-restore", "--noflush", netns=netns, text=text)
 

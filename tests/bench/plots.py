@@ -55,6 +55,18 @@ def seconds(values: dict[str, float], title: str, path: Path) -> None:
     _save(figure, path)
 
 
+def rates(values: dict[str, float], path: Path) -> None:
+    """Packets that a node forwards, for each second of its CPU."""
+    suffix = ", packets a second of CPU"
+    shown = {name.removesuffix(suffix): value / 1e6 for name, value in values.items() if name.endswith(suffix)}
+    figure, axes = plt.subplots(figsize=_SIZE)
+    bars = axes.barh(list(shown), list(shown.values()))
+    axes.bar_label(bars, fmt=" %.2f")
+    axes.set(xlabel="million packets a second and core", title="A NodePort under a flood of small datagrams")
+    axes.margins(x=0.2)
+    _save(figure, path)
+
+
 def change_times(times_ms: Values, path: Path) -> None:
     """How long single changes took."""
     figure, axes = plt.subplots(figsize=_SIZE)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from agent.core.addresses import parse_address
 from agent.core.records import (
     Event,
@@ -28,6 +30,9 @@ from agent.core.records import (
 SERVICE_PORT = 80
 POD_PORT = 8080
 NODE = "bench-node"
+NODE_PORT = 30_080
+"""Of the UDP port of the Service in the middle, where that has one."""
+POD_RANGE = "10.128.0.0/9"
 _FIRST_SERVICE = int(ipaddress.IPv4Address("10.96.0.10"))
 _FIRST_ENDPOINT = int(ipaddress.IPv4Address("10.128.0.10"))
 _PORTS = (ServicePort("http", Protocol.TCP, SERVICE_PORT), ServicePort("dns", Protocol.UDP, SERVICE_PORT))
@@ -38,12 +43,13 @@ _SLICE_PORTS = (SlicePort("http", Protocol.TCP, POD_PORT), SlicePort("dns", Prot
 class Population:
     """``services`` Services of ``endpoints`` endpoints each, numbered from 0; the middle one has a UDP port too.
 
-    ``pool``: how many addresses the endpoints share; 0 = each has its own.
+    ``pool``: how many addresses the endpoints share; 0 = each has its own. ``node_port``: of that UDP port; 0 = none.
     """
 
     services: int
     endpoints: int
     pool: int = 0
+    node_port: int = 0
 
     @property
     def middle(self) -> int:
@@ -71,6 +77,11 @@ class Population:
         """The namespace of a Service."""
         return f"team-{number % 100:02}"
 
+    @property
+    def _ports(self) -> tuple[ServicePort, ...]:
+        http, dns = _PORTS
+        return http, msgspec.structs.replace(dns, node_port=self.node_port)
+
     def events(self) -> Iterator[Event]:
         """Full lists of every kind, as a source would hand them to the model."""
         for kind in Kind:
@@ -79,7 +90,7 @@ class Population:
             key = ObjectKey(self.namespace(number), self.name(number))
             vip = parse_address(self.cluster_ip(number))
             ports = 1 + (number == self.middle)
-            yield Upsert(ServiceRecord(key, (vip,), _PORTS[:ports]))
+            yield Upsert(ServiceRecord(key, (vip,), self._ports[:ports]))
             packed = b"".join(map(parse_address, self.addresses(number)))
             yield Upsert(
                 SliceRecord(

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from agent.errors import EbproxyError
-from tests.bench import change, connect, hook, idle, maglev, peers, plots, restart, sync
+from tests.bench import change, connect, forwarding, hook, idle, maglev, packets, peers, plots, restart, sync
 from tests.bench.agents import Agent
 from tests.bench.errors import BenchError
 from tests.bench.feed import Feed
@@ -23,8 +23,9 @@ from tests.bench.statistics import Values
 from tests.bench.worker import Worker
 
 _CONNECTING = frozenset({"G1", "G2", "G3", "G4", "G5"})
+_FORWARDING = frozenset({"G5", "G6"})
 _RUNNING = frozenset({"G8", "G9", "G10", "G11", "G12", "G13", "G16"})
-GOALS = _CONNECTING | _RUNNING | {"G14"}
+GOALS = _CONNECTING | _FORWARDING | _RUNNING | {"G14"}
 _TCP = ["direct", "direct again", connect.OURS, connect.BARE, connect.THREE_HASHES, "nft", "iptables"]
 _UDP = ["direct", "direct again", connect.OURS, "nft"]
 
@@ -50,6 +51,8 @@ class Run:
             self._play(self._connect)
         elif self._goals & {"G8", "G9"}:
             self._play(self._load_peers)
+        if self._goals & _FORWARDING:
+            self._play(self._forward)
         if self._goals & _RUNNING:
             self._play(self._run_agent)
         if "G14" in self._goals:
@@ -87,6 +90,21 @@ class Run:
             self._results.append(connect.udp_exchange(connect.take_turns(cast, self._scale, "udp", _UDP)))
         if "G4" in self._goals:
             self._results.append(hook.hook_cost(cast, self._scale))
+
+    def _forward(self, ends: contextlib.ExitStack) -> None:
+        self._say("making nodes, loading nft and iptables")
+        nodes = forwarding.assemble(self._stage, self._scale, ends)
+        if "G5" in self._goals:
+            self._say("asking by way of them")
+            measured = connect.take_turns(nodes.cast, self._scale, "udp", list(nodes.cast.variants))
+            self._results += forwarding.datagrams(measured)
+        if "G6" in self._goals:
+            self._say("flooding them")
+            name = connect.OURS
+            self._results.append(packets.program_cost(nodes.lines[name], nodes.dataplanes[name], self._scale))
+            results = forwarding.forward(self._stage, nodes, self._scale, ends)
+            self._results += results
+            plots.rates(results[0].peers, self._output / "forwarding.png")
 
     def _load_peers(self, ends: contextlib.ExitStack) -> None:
         self._say("loading nft and iptables")

@@ -10,6 +10,7 @@ class Scale:
     """Sizes and repetitions. A block is ``block`` connects of one variant; a round is a block of each.
 
     ``flat_services``: how many services the flatness of connects is compared at, besides ``services``.
+    ``flood``: packets of a block of forwarding, sent in ``flood_limit_ms`` at most. ``runs``: of a program on a packet.
     ``is_full``: the sizes the goals speak of; otherwise a figure says nothing about a goal.
     """
 
@@ -19,6 +20,9 @@ class Scale:
     rounds: int = 160
     warm_up_rounds: int = 6
     block: int = 200
+    flood: int = 40_000
+    flood_limit_ms: int = 500
+    runs: int = 2_000
     syncs: int = 5
     changes: int = 500
     churned: int = 20_000
@@ -31,7 +35,18 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(rounds=80, syncs=3, changes=200, churned=10_000, peer_changes=3, kills=5, quiet_kills=3, idle_s=5.0)
+QUICK = Scale(
+    rounds=80,
+    flood=20_000,
+    runs=500,
+    syncs=3,
+    changes=200,
+    churned=10_000,
+    peer_changes=3,
+    kills=5,
+    quiet_kills=3,
+    idle_s=5.0,
+)
 TINY = Scale(
     services=40,
     endpoints=3,
@@ -39,6 +54,8 @@ TINY = Scale(
     rounds=12,
     warm_up_rounds=2,
     block=50,
+    flood=2_000,
+    runs=20,
     syncs=1,
     changes=20,
     churned=200,

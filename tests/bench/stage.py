@@ -14,7 +14,7 @@ from typing import Self
 from agent.kernel import dataplane
 from agent.kernel.cgroup import find_cgroup_root
 from tests.bench.errors import BenchError
-from tests.lab import cgroups
+from tests.lab import cgroups, netns
 
 _NAMESPACES = Path("/run/netns")
 _COMMAND_LIMIT_S = 300
@@ -94,6 +94,13 @@ class Stage:
             command("ip", *line.split(), netns=full)
         return _NAMESPACES / full
 
+    def bare_netns(self, name: str, ends: contextlib.ExitStack) -> str:
+        """Make a network namespace that has nothing but lo, and forwards; returns its name."""
+        full = f"{self._prefix}{name}"
+        netns.add(full)
+        ends.callback(netns.remove, full)
+        return full
+
     def cgroup(self, name: str, ends: contextlib.ExitStack) -> Path:
         """Make a cgroup."""
         path = self._cgroups / name
@@ -101,9 +108,15 @@ class Stage:
         ends.callback(cgroups.end, path)
         return path
 
-    def bpffs(self, name: str, ends: contextlib.ExitStack) -> Path:
-        """Make a directory for a dataplane's pins; whatever was pinned goes with it."""
+    def bpffs(self, name: str, ends: contextlib.ExitStack, place: str = "") -> Path:
+        """Make a directory for a dataplane's pins; whatever was pinned goes with it, and what it has in a namespace."""
         path = self.directory / name
         path.mkdir()
-        ends.callback(dataplane.remove, path)
+        ends.callback(remove_dataplane, path, place)
         return path
+
+
+def remove_dataplane(bpffs: Path, place: str) -> None:
+    """Remove all of a dataplane, seen from the network namespace it is in."""
+    with netns.entered(place) if place else contextlib.nullcontext():
+        dataplane.remove(bpffs)

@@ -10,9 +10,10 @@ import numpy as np
 
 from agent.core.records import Kind
 from agent.kernel import bpf
-from tests.bench.agents import Agent, fdinfo, until
+from tests.bench.agents import Agent, fdinfo
 from tests.bench.errors import BenchError
 from tests.bench.feed import Feed
+from tests.bench.polling import until
 from tests.bench.population import Population
 from tests.bench.result import Result
 from tests.bench.scale import Scale

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bench.errors import BenchError
+from tests.bench.lines import Line
 from tests.bench.population import POD_PORT
 from tests.bench.stage import Stage, command
+from tests.lab.netns import RUN
 
 _SOURCE = Path(__file__).with_name("connect_worker.c")
 _END_LIMIT_S = 10
@@ -38,12 +40,13 @@ def build(stage: Stage) -> Path:
 class Worker:
     """A client and its servers in a namespace and a cgroup; one block at a time."""
 
-    def __init__(self, stage: Stage, name: str, ends: contextlib.ExitStack) -> None:
-        """Make the namespace and the cgroup, and start the worker in them."""
+    def __init__(self, stage: Stage, name: str, ends: contextlib.ExitStack, line: Line | None = None) -> None:
+        """Make the namespace and the cgroup, and start the worker in them; or in a line's, at both ends of it."""
         self.name = name
-        self.netns = stage.netns(name, ends)
+        self.netns = RUN / line.client if line else stage.netns(name, ends)
+        servers = RUN / line.backends if line else self.netns
         self.cgroup = stage.cgroup(name, ends)
-        arguments = (self.netns, self.cgroup, stage.cpus.client, stage.cpus.server, POD_PORT)
+        arguments = (self.netns, servers, self.cgroup, stage.cpus.client, stage.cpus.server, POD_PORT)
         self._process = subprocess.Popen(
             [build(stage), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -12,7 +12,10 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-from scapy.all import IP, TCP, UDP, Ether, IPv6, Packet, Raw
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
 
 from agent.core.abi import FLOW, TUPLE, FlowFlag, port_bytes
 from agent.core.addresses import parse_address
@@ -65,10 +68,15 @@ class Bare:
 
     def run(self, packet: Packet, repeat: int, verdict: int) -> int:
         """Run it; returns nanoseconds a run. Raises: BenchError, when it decides otherwise."""
-        ran = run_program(self._program, bytes(packet), Context(self._uplink), repeat)
+        ran = run_program(self._program, self._ethernet(packet), Context(self._uplink), repeat)
         if ran.verdict != verdict:
             raise BenchError(f"the program decides {ran.verdict} on {packet.summary()}")
         return ran.duration_ns
+
+    def _ethernet(self, packet: Packet) -> bytes:
+        """Address a packet to the device that it is to come in by; one for another host would be left alone."""
+        client, node = (mac.hex(":") for mac in self._line.macs())
+        return bytes(Ether(src=client, dst=node) / packet)
 
     def know(self, protocol: Protocol, here: _Way, there: _Way) -> None:
         """Enter a flow from each to the other."""
@@ -119,7 +127,7 @@ def _frame(network: type[Packet], protocol: Protocol, way: _Way) -> Packet:
     hops = {"ttl": _HOPS} if network is IP else {"hlim": _HOPS}
     ports = {"sport": way.source_port, "dport": way.destination_port}
     transport = TCP(**ports, flags="A") if protocol is Protocol.TCP else UDP(**ports)
-    return Ether() / network(src=way.source, dst=way.destination, **hops) / transport / _PAYLOAD
+    return network(src=way.source, dst=way.destination, **hops) / transport / _PAYLOAD
 
 
 def _packed(way: _Way) -> tuple[bytes, bytes, bytes, bytes]:

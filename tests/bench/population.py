@@ -13,6 +13,7 @@ import msgspec
 from agent.core.addresses import parse_address
 from agent.core.records import (
     Event,
+    External,
     Family,
     Kind,
     ListEnded,
@@ -35,6 +36,9 @@ NODE_PORT = 30_080
 POD_RANGE = "10.128.0.0/9"
 _FIRST_SERVICE = int(ipaddress.IPv4Address("10.96.0.10"))
 _FIRST_ENDPOINT = int(ipaddress.IPv4Address("10.128.0.10"))
+_FIRST_BALANCER = int(ipaddress.IPv4Address("198.18.0.10"))
+_FIRST_NODE_PORT = 30_100
+_FIRST_HEALTH_CHECK = 32_500
 _PORTS = (ServicePort("http", Protocol.TCP, SERVICE_PORT), ServicePort("dns", Protocol.UDP, SERVICE_PORT))
 _SLICE_PORTS = (SlicePort("http", Protocol.TCP, POD_PORT), SlicePort("dns", Protocol.UDP, POD_PORT))
 
@@ -44,12 +48,15 @@ class Population:
     """``services`` Services of ``endpoints`` endpoints each, numbered from 0; the middle one has a UDP port too.
 
     ``pool``: how many addresses the endpoints share; 0 = each has its own. ``node_port``: of that UDP port; 0 = none.
+    ``external_every``: in the lists of an API server, each so-manieth has a NodePort and a load balancer's address, and
+    of ten of these one has externalTrafficPolicy Local; 0 = none.
     """
 
     services: int
     endpoints: int
     pool: int = 0
     node_port: int = 0
+    external_every: int = 0
 
     @property
     def middle(self) -> int:
@@ -90,7 +97,8 @@ class Population:
             key = ObjectKey(self.namespace(number), self.name(number))
             vip = parse_address(self.cluster_ip(number))
             ports = 1 + (number == self.middle)
-            yield Upsert(ServiceRecord(key, (vip,), self._ports[:ports]))
+            external = External() if self.node_port and number == self.middle else None
+            yield Upsert(ServiceRecord(key, (vip,), self._ports[:ports], external=external))
             packed = b"".join(map(parse_address, self.addresses(number)))
             yield Upsert(
                 SliceRecord(
@@ -118,19 +126,48 @@ class Population:
                     ],
                 },
                 "spec": {
+                    **self._external_spec(number),
                     "clusterIP": self.cluster_ip(number),
                     "clusterIPs": [self.cluster_ip(number)],
                     "internalTrafficPolicy": "Cluster",
                     "ipFamilies": ["IPv4"],
                     "ipFamilyPolicy": "SingleStack",
-                    "ports": [{"name": "http", "port": SERVICE_PORT, "protocol": "TCP", "targetPort": POD_PORT}],
+                    "ports": [self._port(number)],
                     "selector": {"app": self.name(number)},
                     "sessionAffinity": "None",
-                    "type": "ClusterIP",
                 },
-                "status": {"loadBalancer": {}},
+                "status": {"loadBalancer": self._ingress(number)},
             }
         )
+
+    def is_external(self, number: int) -> bool:
+        """Whether a Service is reached from outside."""
+        return bool(self.external_every) and number % self.external_every == 0
+
+    def frontends(self, node_addresses: int) -> int:
+        """How many entries an agent writes for the lists, where NodePorts answer on so many addresses."""
+        # A port and, once, its address; a load balancer's address, a NodePort on each address and, once, the port.
+        return 2 * self.services + (2 + node_addresses) * sum(map(self.is_external, range(self.services)))
+
+    def _external_spec(self, number: int) -> dict[str, Any]:
+        if not self.is_external(number):
+            return {"type": "ClusterIP"}
+        place = number // self.external_every
+        spec = {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}
+        if place % 10:
+            return spec
+        return spec | {"externalTrafficPolicy": "Local", "healthCheckNodePort": _FIRST_HEALTH_CHECK + place // 10}
+
+    def _port(self, number: int) -> dict[str, Any]:
+        port = {"name": "http", "port": SERVICE_PORT, "protocol": "TCP", "targetPort": POD_PORT}
+        node_port = {"nodePort": _FIRST_NODE_PORT + number // self.external_every} if self.is_external(number) else {}
+        return port | node_port
+
+    def _ingress(self, number: int) -> dict[str, Any]:
+        if not self.is_external(number):
+            return {}
+        address = str(ipaddress.IPv4Address(_FIRST_BALANCER + number))
+        return {"ingress": [{"ip": address, "ipMode": "VIP"}]}
 
     def slice(self, number: int, version: int, addresses: list[str] | None = None) -> bytes:
         """The EndpointSlice of a Service as JSON; with other ``addresses``, if given."""
@@ -138,7 +175,7 @@ class Population:
             {
                 "addresses": [address],
                 "conditions": {"ready": True, "serving": True, "terminating": False},
-                "nodeName": f"node-{index:04}",
+                "nodeName": NODE if self.is_external(number) and not index else f"node-{index:04}",
                 "targetRef": {
                     "kind": "Pod",
                     "name": f"{self.name(number)}-7d9c8b6f5-{index:05}",

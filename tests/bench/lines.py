@@ -70,9 +70,10 @@ class Line:
         _offload(self.node, self.downlink, _STSO, is_on=False)
         _offload(self.node, self.uplink, _SGRO, is_on=True)
         _offload(self.backends, DEVICE, _SGRO, is_on=True)
-        os.sched_setaffinity(_thread_of(self.backends, DEVICE), {self.cpus.client})
         node = _thread_of(self.node, self.uplink)
-        os.sched_setaffinity(node, {self.cpus.server})
+        # On the same CPU: to wake another one for every packet would cost more than all else.
+        for thread in (node, _thread_of(self.backends, DEVICE)):
+            os.sched_setaffinity(thread, {self.cpus.server})
         return node
 
     def received(self) -> int:

@@ -18,22 +18,24 @@ from tests.bench.feed import Feed, kubeconfig
 from tests.bench.nodes import sizes_for
 from tests.bench.polling import until
 from tests.bench.population import NODE, Population
-from tests.bench.stage import Stage
+from tests.bench.stage import Stage, remove_dataplane
+from tests.bench.worker import Worker
 
 _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 20.0
 
 
 class Agent:
-    """One agent after another in the same place: same cgroup, same pins."""
+    """One agent after another in the same place, a worker's: same network namespace, same cgroup, same pins."""
 
     def __init__(
-        self, stage: Stage, feed: Feed, population: Population, cgroup: Path, ends: contextlib.ExitStack
+        self, stage: Stage, feed: Feed, population: Population, worker: Worker, ends: contextlib.ExitStack
     ) -> None:
         self._directory = stage.directory / "agent"
         self._directory.mkdir()
-        self._bpffs = stage.bpffs("agent-bpffs", ends)
-        self._cgroup = cgroup
+        self._netns = worker.netns
+        self._bpffs = stage.bpffs("agent-bpffs", ends, worker.netns.name)
+        self._cgroup = worker.cgroup
         self._state = self._directory / "state"
         sizes = sizes_for(population)
         config = self._directory / "config.yaml"
@@ -57,7 +59,8 @@ class Agent:
         arguments = [str(word) for flag in flags.items() for word in flag]
         begun = time.monotonic()
         with (self._directory / "log").open("ab") as log:
-            self._process = subprocess.Popen([sys.executable, "-m", "agent", "run", *arguments], stdout=log, stderr=log)
+            command = ("nsenter", f"--net={self._netns}", sys.executable, "-m", "agent", "run", *arguments)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)  # nsenter becomes the agent
         return begun
 
     def wait_settled(self, every_s: float = 0.02) -> None:
@@ -87,9 +90,7 @@ class Agent:
 
     def forget(self) -> None:
         """Remove what killed agents have left, so that the next one starts cold."""
-        from agent.kernel import dataplane
-
-        dataplane.remove(self._bpffs)
+        remove_dataplane(self._bpffs, self._netns.name)
 
     def memory_kib(self, field: str) -> int:
         """Read a field of /proc/PID/status, in KiB: VmRSS, VmHWM."""

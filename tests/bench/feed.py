@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 from agent.core.records import Kind
 from tests.bench.errors import BenchError
 from tests.bench.population import NODE, Population, node
+from tests.lab import netns
 
 _KINDS = {"services": Kind.SERVICE, "endpointslices": Kind.ENDPOINT_SLICE, "nodes": Kind.NODE}
 _API_VERSIONS = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
@@ -35,7 +36,8 @@ class Feed:
     the kernel had taken in the last one (monotonic seconds).
     """
 
-    def __init__(self, population: Population) -> None:
+    def __init__(self, population: Population, place: str = "") -> None:
+        """Listen, in a network namespace if one is named."""
         self.first_byte_at = 0.0
         self.last_byte_at = 0.0
         self._version = 1
@@ -47,7 +49,8 @@ class Feed:
         self._lists = {kind: self._initial_events(kind) for kind in Kind}
         self._watches: dict[Kind, socket.socket] = {}
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        with netns.entered(place) if place else contextlib.nullcontext():
+            self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._connections: set[socket.socket] = set()
         threading.Thread(target=self._accept, name="feed", daemon=True).start()

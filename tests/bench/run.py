@@ -26,6 +26,7 @@ _CONNECTING = frozenset({"G1", "G2", "G3", "G4", "G5"})
 _FORWARDING = frozenset({"G5", "G6"})
 _RUNNING = frozenset({"G8", "G9", "G10", "G11", "G12", "G13", "G16"})
 GOALS = _CONNECTING | _FORWARDING | _RUNNING | {"G14"}
+_EXTERNAL_EVERY = 10  # Services that an agent is told of: every tenth is reached from outside
 _TCP = ["direct", "direct again", connect.OURS, connect.BARE, connect.THREE_HASHES, "nft", "iptables"]
 _UDP = ["direct", "direct again", connect.OURS, "nft"]
 
@@ -116,24 +117,25 @@ class Run:
 
     def _run_agent(self, ends: contextlib.ExitStack) -> None:
         self._say("starting an agent")
-        feed = Feed(self._population)
-        ends.callback(feed.stop)
+        population = dataclasses.replace(self._population, external_every=_EXTERNAL_EVERY)
         worker = Worker(self._stage, "churn", ends)
-        agent = Agent(self._stage, feed, self._population, worker.cgroup, ends)
+        feed = Feed(population, worker.netns.name)
+        ends.callback(feed.stop)
+        agent = Agent(self._stage, feed, population, worker, ends)
         if "G8" in self._goals:
-            self._cold_sync(agent, feed)
+            self._cold_sync(agent, feed, population)
         else:
-            sync.sync_once(agent, feed, self._population)
+            sync.sync_once(agent, feed, population)
         if "G11" in self._goals:
             self._results += sync.residency(agent, self._population)
         if "G12" in self._goals:
-            self._results.append(sync.map_memory(agent))
+            self._results += sync.map_memory(agent)
         if "G13" in self._goals:
             self._say("watching it do nothing")
             self._results.append(idle.idle_cpu(agent, self._scale))
         if self._goals & {"G9", "G10"}:
             self._say("changing endpoints")
-            self._change(agent, feed)
+            self._change(agent, feed, population)
         if "G16" in self._goals:
             self._say("killing it")
             self._results += restart.kill_and_restart(agent, worker, self._population, self._scale)
@@ -142,22 +144,22 @@ class Run:
         self._say("building Maglev tables")
         self._results += maglev.tables(self._stage, self._scale, ends)
 
-    def _cold_sync(self, agent: Agent, feed: Feed) -> None:
-        result = sync.cold_sync(agent, feed, self._population, self._scale)
+    def _cold_sync(self, agent: Agent, feed: Feed, population: Population) -> None:
+        result = sync.cold_sync(agent, feed, population, self._scale)
         loads = {f"{name} load s": round(seconds, 3) for name, seconds in self._loads.items()}
         decoded = sync.client_decode(self._stage, feed)
         self._results.append(dataclasses.replace(result, peers=result.peers | loads | decoded))
         bars = {"ebproxy": result.estimate.value, **loads, "client's models": decoded[sync.CLIENT_S]}
         plots.seconds(bars, result.title, self._output / "sync.png")
 
-    def _change(self, agent: Agent, feed: Feed) -> None:
-        changes = change.Changes(agent, feed, self._population)
+    def _change(self, agent: Agent, feed: Feed, population: Population) -> None:
+        changes = change.Changes(agent, feed, population)
         try:
-            results, times_ms = change.one_change(changes, self._scale, self._population)
+            results, times_ms = change.one_change(changes, self._scale, population)
             self._results += [self._beside_peers(results[0]), *results[1:]]
             self._plot_changes(times_ms)
             if "G10" in self._goals:
-                self._results.append(change.churn(changes, self._scale))
+                self._results.append(change.churn(changes, agent, self._scale, population))
         finally:
             changes.close()
 

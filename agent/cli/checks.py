@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.cli.node_network import devices_of_kind
 from agent.errors import ConfigError, UnsupportedKernel
-from agent.kernel import bpffs, netlink, probe, rivals, tc
+from agent.kernel import bpffs, probe, rivals, tc
 from agent.kernel.attach import closing
 from agent.kernel.cgroup import find_cgroup_root
 from agent.observe.control import SOCKET
@@ -161,9 +162,7 @@ def check_devices(_: Place) -> Iterator[Finding]:
         return  # the kernel's own finding says it
     seen = "by links (tcx), beside others'" if is_linked else "by filters of clsact: this kernel has no tcx"
     yield Finding("devices", Level.OK, f"programs attach {seen}")
-    with netlink.Netlink() as opened:
-        devices = netlink.read_network(opened).devices
-    strict = [device.name for device in devices if device.kind == "veth" and _is_strict(device.name)]
+    strict = [name for name in devices_of_kind("veth") if _is_strict(name)]
     if strict:
         shown = f"{', '.join(strict[:_SHOWN])}{', ...' * (len(strict) > _SHOWN)}"
         seen = f"strict for {len(strict)} devices of pods: {shown}"

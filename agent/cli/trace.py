@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from agent.cli.decision import Client, Maps
+from agent.cli.node_network import local_addresses
 from agent.cli.output import print_json, print_table
 from agent.cli.view import open_store
 from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, FrontendKey, unpack_backend
@@ -15,7 +16,6 @@ from agent.core.plan import split_slots
 from agent.core.records import Protocol
 from agent.errors import ConfigError
 from agent.kernel.maps import MapStore
-from agent.kernel.netlink import local_addresses
 from agent.observe.facts import Facts, read_facts
 from agent.observe.names import read_names
 

@@ -237,12 +237,6 @@ def _widen(address: bytes) -> bytes:
     return IPV4_PREFIX + address if len(address) == 4 else address
 
 
-def local_addresses() -> frozenset[bytes]:
-    """Read the addresses of every device, 16 bytes each; those of loopback's whole range are only the one it has."""
-    with Netlink() as netlink:
-        return read_network(netlink).local
-
-
 def open_loopback() -> tuple[str, ...]:
     """Let lo take in packets from and to addresses of the node itself; says which settings that changed.
 

@@ -53,6 +53,7 @@ struct ipv4_header {
 	__be32 destination;
 };
 
+#define IPV4_DONT_FRAGMENT   0x4000
 #define IPV4_MORE_FRAGMENTS  0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 

@@ -67,6 +67,17 @@ static __always_inline u32 route_to_self(const struct address *source, const str
 	return address_is_loopback(destination) || route_is_own(source) ? LOOPBACK : 0;
 }
 
+/*
+ * Have the stack look for another route for what the node sends to itself. Such a packet keeps the route that it left by
+ * and would be taken in, whatever its destination is by now; a tunnel's key, which nobody reads, takes that route's place.
+ */
+static __always_inline bool route_anew(struct __sk_buff *skb)
+{
+	u32 key[2] = {}; /* struct bpf_tunnel_key in its shortest form: an id, and an IPv4 address */
+
+	return !bpf_skb_set_tunnel_key(skb, key, sizeof(key), 0);
+}
+
 /* Find the MTU of a device if a packet does not fit; 0 = it does. */
 static __always_inline u32 route_exceeded_mtu(struct __sk_buff *skb, u32 device)
 {

@@ -82,6 +82,23 @@ static __always_inline bool is_identity(const struct packet *packet, const struc
 	       address_equal(&packet->tuple.destination, &flow->destination);
 }
 
+/*
+ * Whether the stack may send on in pieces what does not fit, which no program can: IPv4 without Don't Fragment, and the
+ * node's own datagrams of either family, whose sockets took lo's MTU for the way's.
+ */
+static __always_inline bool is_cut_by_stack(struct __sk_buff *skb, const struct packet *packet,
+					    enum hook hook)
+{
+	__be16 fragment;
+
+	if (hook == HOOK_LOOPBACK)
+		return packet->tuple.protocol == IPPROTO_UDP && route_anew(skb);
+	return !packet->is_ipv6 &&
+	       !bpf_skb_load_bytes(skb, ETH_SIZE + offsetof(struct ipv4_header, fragment), &fragment,
+				   sizeof(fragment)) &&
+	       !(fragment & bpf_htons(IPV4_DONT_FRAGMENT));
+}
+
 /**
  * forward - Translate a packet and send it on its way.
  * @flow: what it becomes
@@ -95,7 +112,9 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	if (hook == HOOK_EGRESS && flow->flags & FLOW_REPLY)
 		device = 0; /* it is on its way already */
 	mtu = route_exceeded_mtu(skb, device);
-	if (mtu) {
+	if (mtu && is_cut_by_stack(skb, packet, hook)) {
+		device = LOOPBACK;
+	} else if (mtu) {
 		counter_add(COUNTER_TOO_BIG);
 		return answer(skb, packet, hook, answer_too_big(skb, packet, mtu));
 	}
@@ -127,6 +146,7 @@ static __always_inline bool is_due(const struct flow *flow, enum hook hook)
 static __always_inline bool begins_anew(struct work *work, const struct flow *flow)
 {
 	const struct packet *packet = &work->packet;
+	u32 now;
 
 	if (flow->flags & FLOW_REPLY)
 		return false;
@@ -134,7 +154,9 @@ static __always_inline bool begins_anew(struct work *work, const struct flow *fl
 		return conntrack_is_over(flow, IPPROTO_UDP, conntrack_now(work));
 	if ((packet->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return false;
-	return flow->flags & FLOW_ESTABLISHED || conntrack_is_over(flow, IPPROTO_TCP, conntrack_now(work));
+	now = conntrack_now(work);
+	return (flow->flags & FLOW_ESTABLISHED && now - flow->seen >= ALIVE_S) ||
+	       conntrack_is_over(flow, IPPROTO_TCP, now);
 }
 
 /* Note that a packet of a flow came by; once a second, see whether its route is still the same. */

@@ -249,8 +249,7 @@ def test_a_packet_too_big_for_its_way_is_answered(path, narrow_pod, protocol, nu
     assert path.counted()[Counter.TOO_BIG] == 1
 
 
-@pytest.mark.xfail(reason="no program can cut a packet: the sender is told as if it had forbidden that")
-def test_a_packet_that_may_be_cut_is_not_answered(path, narrow_pod):
+def test_a_packet_that_may_be_cut_is_left_to_the_stack(path, narrow_pod):
     """IPv4 without the flag Don't Fragment: whoever sends such packets does not listen to complaints about them."""
     frontend = frontend_of(FrontendKind.NODE_PORT, 0)
     path.serve("udp", frontend, inside=to(End(at.POD_TWO[0], TARGET)), kind=FrontendKind.NODE_PORT)

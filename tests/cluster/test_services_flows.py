@@ -9,11 +9,12 @@ import select
 import socket
 import time
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
 from tests.cluster.three_nodes import COUNT, KINDS
-from tests.lab import netns
+from tests.lab import netns, speech
 from tests.lab.polling import until
 from tests.lab.processes import Place, end
 from tests.lab.scene import TARGETS
@@ -25,6 +26,7 @@ ALL_WEB = {"web-1", "web-2", "web-3"}
 MEGABYTES = 3_000_000
 REMOTE = ("172.31.0.2", "fd00:172:31::2")
 NARROW_MTU = 1300
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
 TOLD = ("ECONNABORTED", "EDESTADDRREQ", "ENOTCONN")
 
 
@@ -326,8 +328,31 @@ def test_paths_with_a_narrow_hop_before_the_backend(cluster, service, narrow, ki
     service.publish([narrow])
     for place, client in cluster.clients.items():
         for node in range(COUNT) if kind == "NodePort" else [0]:
+            # Linux tells of a smaller MTU on a route to the node itself only to IPv4 connections that begin later.
+            is_own = kind == "NodePort" and place == f"host-{node + 1}"
+            if is_own:
+                client.ask("tcp", *service.at(kind, family, node), 0.5, size=300_000)
             answer = client.ask("tcp", *service.at(kind, family, node), size=300_000)
             assert (answer.error, answer.size) == ("", 300_000), (place, node)
+
+
+def test_datagrams_that_may_be_cut_are_cut_where_the_way_is_narrow(cluster, service, narrow):
+    """Whoever sends IPv4 without Don't Fragment does not listen to complaints about it."""
+    service.publish([narrow])
+    asked = speech.question(10, NARROW_MTU).decode()
+    device = f"v{narrow.number}"
+    netns.configure(narrow.node.netns, [f"link set {device} mtu {NARROW_MTU}"])
+    sock = cluster.outside.open("udp", 4)
+    try:
+        call = partial(cluster.outside.call, sock._number)
+        call("setsockopt", socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        for node in range(COUNT):
+            call("connect", list(service.at("NodePort", 0, node)))
+            call("sendall", asked)
+            assert speech.read_reply(asked.encode(), call("recv", 4096).encode()).name == "narrow", node
+    finally:
+        sock.close()
+        netns.configure(narrow.node.netns, [f"link set {device} mtu 1500"])
 
 
 def test_a_rolling_update_loses_no_request(cluster, service):

@@ -44,11 +44,12 @@ struct ipv4_error {
 	u8 transport[ICMP_QUOTED];
 };
 
+/* Of a fragment, its header is quoted too. */
 struct ipv6_error {
 	struct ipv6_header ip;
 	struct icmp_header icmp;
 	struct ipv6_header quoted;
-	u8 transport[ICMP_QUOTED];
+	u8 transport[sizeof(struct ipv6_extension) + ICMP_QUOTED];
 };
 
 /* The part of a checksum that stands for the addresses, the length and the protocol. */
@@ -187,23 +188,39 @@ static __always_inline int answer_ipv6_error(struct __sk_buff *skb, const struct
 	struct ipv6_error error = {
 		.icmp = { .type = type, .code = code, .rest = bpf_htonl(rest) },
 	};
-	u32 size = sizeof(error) - sizeof(error.ip);
+	u32 quoted = packet->l3_size + ICMP_QUOTED;
+	u32 payload = sizeof(error.icmp) + quoted;
 	u64 sum;
 
-	if (bpf_skb_load_bytes(skb, ETH_SIZE, &error.quoted, sizeof(error.quoted)) ||
-	    bpf_skb_load_bytes(skb, packet->l4, error.transport, sizeof(error.transport)))
+	if (quoted > sizeof(error.quoted) + sizeof(error.transport) ||
+	    bpf_skb_load_bytes(skb, ETH_SIZE, &error.quoted, quoted))
 		return -1;
-	answer_ipv6_header(&error.ip, &packet->tuple, IPPROTO_ICMPV6, size);
-	sum = answer_pseudo_sum(&packet->tuple, IPPROTO_ICMPV6, size);
-	error.icmp.checksum = csum_fold(sum + bpf_csum_diff(0, 0, (void *)&error.icmp, size, 0));
-	return bpf_skb_change_tail(skb, ETH_SIZE + sizeof(error), 0)
-		       ?: bpf_skb_store_bytes(skb, ETH_SIZE, &error, sizeof(error), 0);
+	answer_ipv6_header(&error.ip, &packet->tuple, IPPROTO_ICMPV6, payload);
+	sum = answer_pseudo_sum(&packet->tuple, IPPROTO_ICMPV6, payload);
+	/* What is not quoted is zero, and adds nothing. */
+	error.icmp.checksum = csum_fold(
+		sum + bpf_csum_diff(0, 0, (void *)&error.icmp, sizeof(error) - sizeof(error.ip), 0));
+	return bpf_skb_change_tail(skb, ETH_SIZE + sizeof(error.ip) + payload, 0)
+		       ?: bpf_skb_store_bytes(skb, ETH_SIZE, &error, sizeof(error.ip) + payload, 0);
 }
 
-/* Turn a packet into the ICMP error that refuses it. One with IP options would be quoted wrongly: it is not answered. */
+/*
+ * Whether the headers of a packet are such that a quotation tells its flow: no IP options, no extensions but that of a
+ * fragment. Others are not answered.
+ */
+static __always_inline bool answer_can_quote(const struct packet *packet)
+{
+	u32 fragment = packet->kind == PACKET_WHOLE ? 0 : sizeof(struct ipv6_extension);
+
+	if (packet->is_ipv6)
+		return packet->l3_size == sizeof(struct ipv6_header) + fragment;
+	return packet->l3_size == sizeof(struct ipv4_header);
+}
+
+/* Turn a packet into the ICMP error that refuses it. */
 static __always_inline int answer_unreachable(struct __sk_buff *skb, const struct packet *packet)
 {
-	if (packet->l3_size != (packet->is_ipv6 ? sizeof(struct ipv6_header) : sizeof(struct ipv4_header)))
+	if (!answer_can_quote(packet))
 		return -1;
 	if (packet->is_ipv6)
 		return answer_ipv6_error(skb, packet, ICMPV6_UNREACHABLE, ICMPV6_PORT_UNREACHABLE, 0);
@@ -213,7 +230,7 @@ static __always_inline int answer_unreachable(struct __sk_buff *skb, const struc
 /* Turn a packet into the ICMP error that says how large one may be. */
 static __always_inline int answer_too_big(struct __sk_buff *skb, const struct packet *packet, u32 mtu)
 {
-	if (packet->l3_size != (packet->is_ipv6 ? sizeof(struct ipv6_header) : sizeof(struct ipv4_header)))
+	if (!answer_can_quote(packet))
 		return -1;
 	if (packet->is_ipv6)
 		return answer_ipv6_error(skb, packet, ICMPV6_TOO_BIG, 0, mtu);

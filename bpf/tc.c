@@ -24,7 +24,12 @@
 
 #define TC_ACT_UNSPEC    (-1) /* go on to the next program, or to the stack */
 #define TC_ACT_SHOT      2
-#define PACKET_OTHERHOST 3   /* __sk_buff.pkt_type: the frame is for somebody else */
+#define PACKET_OTHERHOST 3 /* __sk_buff.pkt_type: the frame is for somebody else */
+/*
+ * A connection whose client was heard of so lately is alive: a SYN in its name may be forged, and goes to its backend,
+ * which knows what to say. If that is gone, the third SYN comes late enough.
+ */
+#define ALIVE_S          2
 #define GO_ON            100 /* no verdict yet: translate */
 
 enum hook {

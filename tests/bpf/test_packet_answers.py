@@ -249,6 +249,19 @@ def test_a_packet_too_big_for_its_way_is_answered(path, narrow_pod, protocol, nu
     assert path.counted()[Counter.TOO_BIG] == 1
 
 
+def test_a_fragment_too_big_for_its_way_is_answered(path, narrow_pod):
+    """IPv6: what is quoted has the fragment's header, or the sender would not know what it is about."""
+    frontend = frontend_of(FrontendKind.NODE_PORT, 1)
+    path.serve("udp", frontend, inside=to(End(at.POD_TWO[1], TARGET)), kind=FrontendKind.NODE_PORT)
+    whole = packet("udp", client_of("outside", 1), frontend, payload=bytes(2000))
+    first = fragments(whole, 1400)[0]
+
+    ran = path.ingress("eth0", first)
+
+    quoted = Raw(bytes(first[1])[: 40 + 8 + 8])
+    check(ran, TC_ACT_REDIRECT, answer_to(first, ICMPv6PacketTooBig(mtu=narrow_pod) / quoted))
+
+
 def test_a_packet_that_may_be_cut_is_left_to_the_stack(path, narrow_pod):
     """IPv4 without the flag Don't Fragment: whoever sends such packets does not listen to complaints about them."""
     frontend = frontend_of(FrontendKind.NODE_PORT, 0)

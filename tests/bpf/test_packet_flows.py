@@ -113,6 +113,20 @@ def test_a_new_connection_from_the_same_port_chooses_anew(path, ending, number):
 
 
 @pytest.mark.parametrize("number", NUMBERS)
+def test_a_forged_syn_does_not_break_a_connection(path, number):
+    """Whoever guesses the ports of a client must not move its connection to another backend."""
+    talk = Talk(path, "tcp", number)
+    first = talk.ask().packet
+    talk.answer()
+    talk.ask("A")
+    talk.serve(to(End(at.POD_TWO[number], TARGET)))
+
+    assert _ends(talk.ask("S").packet) == _ends(first)
+    assert _ends(talk.ask("A").packet) == _ends(first)
+    assert path.counted() == {Counter.FLOWS: 1}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
 def test_a_syn_sent_again_is_no_new_connection(path, number):
     talk = Talk(path, "tcp", number)
     first = talk.ask().packet

@@ -6,6 +6,7 @@ the socket hooks do not see.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import pytest
@@ -181,6 +182,34 @@ def test_a_node_port_on_loopback(stage, spread, mode):
     assert {answer.error for answer in answers} == {""}
     assert {answer.name for answer in answers} == names(scene)
     assert clients["host"].ask("tcp", "::1", port) == REFUSED
+
+
+_BIND = """
+import errno, socket, sys
+address, port, kind = sys.argv[1], int(sys.argv[2]), getattr(socket, sys.argv[3])
+try:
+    socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind).bind((address, port))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "127.0.0.1", "::1"])
+@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
+def test_a_node_port_is_not_for_processes_of_the_node(stage, spread, kind, address):
+    """They would be hidden by it without a word."""
+    scene, _ = stage
+    port = spread.frontends["NodePort"][1]
+    counted = partial(scene.agent.metric, "ebproxy_dataplane_events_total", event="node_port_taken")
+    before = counted()
+
+    def bind(place, number):
+        return place.run(sys.executable, "-c", _BIND, address, str(number), kind).stdout.strip()
+
+    assert bind(scene.node.host, port) == "EADDRINUSE"
+    assert counted() > before
+    assert bind(scene.node.host, port + 2000) == ""
+    assert bind(scene.shopper.place, port) == ""
 
 
 @pytest.mark.parametrize("family", FAMILIES)

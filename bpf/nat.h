@@ -41,23 +41,59 @@ static __always_inline u32 nat_ports_word(__be16 source, __be16 destination)
 	return word;
 }
 
-/* Update a transport header's checksum for other addresses and ports. */
+/* Find a transport header's checksum where it stands; NULL = out of reach. */
+static __always_inline u16 *nat_find_checksum(struct __sk_buff *skb, u32 offset)
+{
+	u16 *there;
+
+	if (offset > PARSE_REACH)
+		return NULL;
+	there = (void *)(long)skb->data + offset;
+	return (void *)(there + 1) <= (void *)(long)skb->data_end ? there : NULL;
+}
+
+/*
+ * Whether a checksum was complete when it went from one value to another as its addresses changed. One that is yet to be
+ * completed is a sum, any other a sum's complement: the same difference is added to one and taken from the other. Both
+ * come to the same only where twice the difference is nothing, so where it is nothing, 65535 being odd.
+ */
+static __always_inline bool nat_is_complete(u16 before, u16 after, u32 difference)
+{
+	u16 folded = csum_fold(difference);
+
+	return folded && folded != 0xffff && after == csum_fold((u64)(u16)~before + difference);
+}
+
+/**
+ * nat_checksum - Update a transport header's checksum for other addresses and ports.
+ * @from: the ports as they are, @to: as they become
+ * @difference: what the addresses add to a sum over them
+ *
+ * The kernel is asked once: it knows whether the checksum is yet to be completed, and what the device said of it. What it
+ * made of it tells the former, and the latter does not change with the ports.
+ */
 static __always_inline int nat_checksum(struct __sk_buff *skb, const struct packet *packet, u32 from, u32 to,
 					u32 difference)
 {
-	u32 offset = packet->l4 + CSUM_OFFSET_TCP;
-	u32 flags = 0;
+	bool is_udp = packet->tuple.protocol == IPPROTO_UDP;
+	u32 offset = packet->l4 + (is_udp ? CSUM_OFFSET_UDP : CSUM_OFFSET_TCP);
+	u32 flags = is_udp ? BPF_F_MARK_MANGLED_0 : 0; /* zero says that there is none */
+	u16 *there, before;
 
 	if (packet->tuple.protocol == IPPROTO_SCTP)
 		return from == to ? 0 : csum_sctp_ports(skb, packet->l4, from ^ to, packet->end - packet->l4);
-	if (packet->tuple.protocol == IPPROTO_UDP) {
-		offset = packet->l4 + CSUM_OFFSET_UDP;
-		flags = BPF_F_MARK_MANGLED_0; /* zero says that there is none */
-	}
-	/* One call for each: of a checksum that is yet to be completed, only the addresses are in it. */
+	there = nat_find_checksum(skb, offset);
+	before = there ? *there : 0;
 	if (bpf_l4_csum_replace(skb, offset, 0, difference, flags | BPF_F_PSEUDO_HDR))
 		return -1;
-	return from == to ? 0 : bpf_l4_csum_replace(skb, offset, from, to, flags | sizeof(to));
+	if (from == to)
+		return 0;
+	there = nat_find_checksum(skb, offset);
+	if (!there || !before || !nat_is_complete(before, *there, difference))
+		return bpf_l4_csum_replace(skb, offset, from, to, flags | sizeof(to));
+	before = csum_fold((u64)(u16) ~*there + (u32)~from + to);
+	*there = is_udp && !before ? 0xffff : before;
+	return 0;
 }
 
 /* Write the ports, where they stand if they are in reach. */

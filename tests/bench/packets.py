@@ -34,6 +34,8 @@ from tests.lab import netns
 
 _REPEAT = 250  # fewer than the packet has hops
 _HOPS = 255
+_ARP = 0x0806
+_UNREAD = Raw(bytes(46))  # nothing that the program would look at: what a run costs anyway
 _PAYLOAD = Raw(bytes(18))
 
 
@@ -76,7 +78,8 @@ class Bare:
     def _ethernet(self, packet: Packet) -> bytes:
         """Address a packet to the device that it is to come in by; one for another host would be left alone."""
         client, node = (mac.hex(":") for mac in self._line.macs())
-        return bytes(Ether(src=client, dst=node) / packet)
+        kind = {} if isinstance(packet, (IP, IPv6)) else {"type": _ARP}
+        return bytes(Ether(src=client, dst=node, **kind) / packet)
 
     def know(self, protocol: Protocol, here: _Way, there: _Way) -> None:
         """Enter a flow from each to the other."""
@@ -101,9 +104,11 @@ def program_cost(line: Line, dataplane: Dataplane, scale: Scale) -> Result:
         stranger = _frame(IP, Protocol.UDP, _ASKED[IP]._replace(destination="198.51.100.7"))
         passing = [bare.run(stranger, _REPEAT, TC_ACT_UNSPEC) for _ in range(scale.runs)]
         alone = [bare.run(stranger, 1, TC_ACT_UNSPEC) for _ in range(scale.runs)]
+        nothing = [bare.run(_UNREAD, _REPEAT, TC_ACT_UNSPEC) for _ in range(scale.runs)]
         begun = [bare.run(_opening(number), 1, TC_ACT_REDIRECT) for number in range(scale.runs)]
     figures = {f"known flow, {name} ns": round(median(values), 1) for name, values in known.items()}
     figures |= {
+        "nothing to read ns": round(median(np.array(nothing, float)), 1),
         "passes, belongs to no service ns": round(median(np.array(passing, float)), 1),
         "passes, timed alone ns": round(median(np.array(alone, float)), 1),
         "new flow, timed alone ns": round(median(np.array(begun, float)), 1),

@@ -9,7 +9,6 @@ The client has two addresses: one outside the cluster, and one of a pod, with wh
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import socket
@@ -21,6 +20,7 @@ from tests.bench.errors import BenchError
 from tests.bench.polling import until
 from tests.bench.stage import Stage, command
 from tests.lab import netns
+from tests.lab.offload import Offload, switch
 
 CLIENT = "172.30.0.2"
 CLIENT_POD = "10.192.0.1"
@@ -29,8 +29,7 @@ NODE_INSIDE = "10.127.255.1"
 _BACKENDS = "10.127.255.2"
 DEVICE = "eth0"
 """The client's device, and the backends'."""
-_SIOCETHTOOL = 0x8946
-_STSO, _SGRO = 0x1F, 0x2C
+_SIOCGIFHWADDR = 0x8927
 _THREAD_LIMIT_S = 5.0
 
 
@@ -66,10 +65,10 @@ class Line:
         What the node does for packets, all the way into the backends' queue, is then that thread's CPU time. A veth
         has a queue where its device is to receive with GRO, and its peer does not send with TSO.
         """
-        _offload(self.client, DEVICE, _STSO, is_on=False)
-        _offload(self.node, self.downlink, _STSO, is_on=False)
-        _offload(self.node, self.uplink, _SGRO, is_on=True)
-        _offload(self.backends, DEVICE, _SGRO, is_on=True)
+        switch(self.client, DEVICE, Offload.TSO, is_on=False)
+        switch(self.node, self.downlink, Offload.TSO, is_on=False)
+        switch(self.node, self.uplink, Offload.GRO, is_on=True)
+        switch(self.backends, DEVICE, Offload.GRO, is_on=True)
         node = _thread_of(self.node, self.uplink)
         # On the same CPU: to wake another one for every packet would cost more than all else.
         for thread in (node, _thread_of(self.backends, DEVICE)):
@@ -85,14 +84,6 @@ class Line:
     def macs(self) -> tuple[bytes, bytes]:
         """The client's hardware address, and the node's that it sends to."""
         return _mac(self.client, DEVICE), _mac(self.node, self.uplink)
-
-
-def _offload(place: str, device: str, setting: int, *, is_on: bool) -> None:
-    """Switch an offload of a device on or off. Source: include/uapi/linux/ethtool.h."""
-    value = ctypes.create_string_buffer(struct.pack("=II", setting, is_on), 8)
-    request = struct.pack("=16sQ16x", device.encode(), ctypes.addressof(value))
-    with netns.entered(place), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
-        fcntl.ioctl(opened, _SIOCETHTOOL, request)
 
 
 def _thread_of(place: str, device: str) -> int:
@@ -116,5 +107,5 @@ def _threads(device: str) -> Iterator[int]:
 
 def _mac(place: str, device: str) -> bytes:
     with netns.entered(place), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
-        answer = fcntl.ioctl(opened, 0x8927, struct.pack("=16s24x", device.encode()))  # SIOCGIFHWADDR
+        answer = fcntl.ioctl(opened, _SIOCGIFHWADDR, struct.pack("=16s24x", device.encode()))
     return bytes(answer[18:24])

@@ -6,12 +6,14 @@ the socket hooks do not see.
 
 from __future__ import annotations
 
+import socket
 import sys
 from functools import partial
 
 import pytest
 
 from tests.lab import netns
+from tests.lab.offload import Offload, switch
 from tests.lab.polling import until
 from tests.lab.scene import SIZES, Scene
 from tests.lab.traffic import PACKET_MODES, Answer, churning
@@ -57,6 +59,33 @@ def local(stage):
 
 def names(scene, *, with_far=True):
     return {pod.name for pod in scene.web} | ({pod.name for pod in scene.far} if with_far else set())
+
+
+@pytest.fixture
+def unaided(stage):
+    """The same, on a node whose devices complete no checksums: the kernel does, and who receives checks."""
+    scene, _ = stage
+    place = scene.node.netns
+    with netns.entered(place):
+        devices = [name for _, name in socket.if_nameindex() if name.startswith(("eth", "v"))]
+    for device in devices:
+        switch(place, device, Offload.TX_CHECKSUM, is_on=False)
+    yield stage
+    for device in devices:
+        switch(place, device, Offload.TX_CHECKSUM, is_on=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["tcp", "udp"])
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_checksum_that_is_yet_to_be_completed_stays_right(unaided, spread, origin, mode, family):
+    """What starts behind a veth has only the addresses in its checksum: nothing else may be added to that here."""
+    _, clients = unaided
+    address, port = spread.at("NodePort", family)
+
+    answers = clients[origin].ask_often(mode, address, port, 10)
+
+    assert {answer.error for answer in answers} == {""}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -152,6 +152,10 @@ class Node:
     def _tunnel_mac(self) -> str:
         return f"02:00:5e:00:00:{self.number:02x}"
 
+    @property
+    def _bridge_mac(self) -> str:
+        return f"02:00:5e:00:01:{self.number:02x}"
+
     def _tunnel_to(self, others: list[Node]) -> None:
         """Reach the other nodes' pods through VXLAN, as flannel does: a range's first address is its tunnel's."""
         ends = f"local {self.addresses[0]} dev eth0"
@@ -177,7 +181,8 @@ class Node:
         """Lay the node's own side of its uplink and pods."""
         lines = [f"route add default via {gateway} dev eth0" for gateway in GATEWAYS]
         if self.is_bridged:
-            lines += [f"link add br0 {self._mtu()} type bridge", "link set br0 up"]
+            # An address of its own: else it is that of some port, and another one as pods come and go.
+            lines += [f"link add br0 address {self._bridge_mac} {self._mtu()} type bridge", "link set br0 up"]
             lines += [f"addr add {gateway}/{bits} dev br0 {nodad}" for gateway, bits, nodad in self._gateways()]
         netns.configure(self.netns, lines)
 

@@ -127,7 +127,7 @@ DEVICE_PORT = 2
 BASE_REJECT = 0
 BASE_DROP = 1
 FIRST_FREE_SLOT = 2
-HELD_FRAGMENTS = 256
+HELD_FRAGMENTS = 64
 """How many fragments wait at most for the first of their packet; 1.5 KiB each."""
 POD_RANGES = 64
 """How many ranges of pods a cluster may have."""
@@ -211,16 +211,16 @@ class MapSizes:
     """Capacities, in entries. ``socket_origins`` is a power of two."""
 
     frontends: int = 65_536
-    segments: int = 262_144
+    segments: int = 196_608
     socket_origins: int = 32_768
-    peer_origins: int = 16_384
-    conntrack: int = 131_072
-    affinity: int = 16_384
+    peer_origins: int = 8_192
+    conntrack: int = 98_304
+    affinity: int = 8_192
     source_ranges: int = 16_384
-    fragments: int = 4_096
+    fragments: int = 1_024
     node_addresses: int = 1_024
     devices: int = 1_024
-    maglev_tables: int = 16
+    maglev_tables: int = 8
     """Of 32 KiB each; 0 = none."""
 
 

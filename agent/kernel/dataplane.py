@@ -75,9 +75,13 @@ class Dataplane:
         specs = map_specs(options.sizes)
         self.layout = layout_id(specs)
         self.directory = self.root / self.layout
-        self.store = MapStore.open(self.directory, specs, former=tuple(layouts(self.root)))
         self.is_active = False
-        self.programs = programs.open_or_load(self.directory, self.store, specs, options.programs)
+        try:
+            self.store = MapStore.open(self.directory, specs, former=tuple(layouts(self.root)))
+            self.programs = programs.open_or_load(self.directory, self.store, specs, options.programs)
+        except BaseException:
+            os.close(self._lock)  # so that whoever cleans up next does not meet a second agent in us
+            raise
         self.tables = MaglevTables(self.store, self.directory, specs, options.programs)
         self.store.build_table = self.tables.build
         self._network: Network | None = None

@@ -43,7 +43,6 @@ def _common() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     parser = _parser()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # The agent stays small: only the command that is asked for is imported.
@@ -54,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(module=module)
     args = parser.parse_args(argv)
+    if args.command != "run":  # an agent outlives who reads from it; of a command, nobody is left to write to
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         status: int = args.module.run(args)
     except ConfigError as error:

@@ -385,13 +385,39 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 	return begin(skb, work, frontend, origin, &backend, hook);
 }
 
-/* What to do with a packet that no service offers anything: one to a ClusterIP would only wander about. */
-static __always_inline int decline(struct __sk_buff *skb, const struct packet *packet, enum hook hook)
+/*
+ * Forget a flow that is over and that a new connection without a service has the same ends as: the answers to it would
+ * be taken for replies of that flow.
+ */
+static __always_inline void forget_former(struct work *work)
 {
+	const struct tuple *tuple = &work->packet.tuple;
+	struct tuple key = {
+		.source = tuple->destination,
+		.destination = tuple->source,
+		.source_port = tuple->destination_port,
+		.destination_port = tuple->source_port,
+		.protocol = tuple->protocol,
+	};
+	struct flow *former = conntrack.lookup(&key);
+
+	if (former && former->flags & FLOW_REPLY &&
+	    conntrack_is_over(former, tuple->protocol, conntrack_now(work)))
+		conntrack_forget(&key, former);
+}
+
+/* What to do with a packet that no service offers anything: one to a ClusterIP would only wander about. */
+static __always_inline int decline(struct __sk_buff *skb, struct work *work, enum hook hook)
+{
+	const struct packet *packet = &work->packet;
+
 	if (packet->flags & TCP_ACK || packet->kind == PACKET_LATER_FRAGMENT)
 		return TC_ACT_UNSPEC;
-	if (!lb_is_reserved(&packet->tuple.destination))
+	if (!lb_is_reserved(&packet->tuple.destination)) {
+		if (packet->flags & TCP_SYN)
+			forget_former(work);
 		return TC_ACT_UNSPEC;
+	}
 	if (packet->kind == PACKET_ICMP_ECHO)
 		return answer(skb, packet, hook, answer_echo(skb, packet));
 	return refuse(skb, packet, hook, COUNTER_UNDEFINED_PORT);
@@ -426,7 +452,7 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 	    dsr_is_offered(&asked, packet))
 		return begin_return(work, &asked);
 	if (!frontend || packet->kind == PACKET_LATER_FRAGMENT)
-		return decline(skb, packet, hook);
+		return decline(skb, work, hook);
 	return serve(skb, work, frontend, hook);
 }
 

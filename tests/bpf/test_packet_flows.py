@@ -17,6 +17,7 @@ from tests.bpf.packets import PROTOCOLS, End, moved, packet, reply_to
 from tests.bpf.talk import NUMBERS, TARGET, Talk
 from tests.bpf.test_packet_life import check
 
+CLUSTER_IP = ("10.96.0.10", "fd00:96::10")
 R, E, F, P, C = FlowFlag.REPLIED, FlowFlag.ESTABLISHED, FlowFlag.FIN, FlowFlag.PEER_FIN, FlowFlag.CLOSED
 # What is sent (> by the client, < by the backend), and the state of the client's way after it.
 HISTORIES = {
@@ -110,6 +111,26 @@ def test_a_new_connection_from_the_same_port_chooses_anew(path, ending, number):
         TC_ACT_REDIRECT,
         moved(answer, source=talk.frontend, destination=talk.client, ttl=63),
     )
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_connection_without_a_service_is_not_taken_for_a_flow_that_is_over(path, number):
+    """A client closes its connection to a Service, and asks one of its backends directly from the same port."""
+    client, frontend, backend = (
+        End(at.POD_ONE[number], 4000),
+        End(CLUSTER_IP[number], 80),
+        End(at.POD_TWO[number], TARGET),
+    )
+    path.serve("tcp", frontend, inside=to(backend))
+    for flags in ("S", "A", "R"):
+        path.ingress("one", packet("tcp", client, frontend, flags=flags))
+    direct = packet("tcp", client, backend, flags="S")
+
+    check(path.ingress("one", direct), TC_ACT_UNSPEC, direct)
+
+    answer = reply_to(direct)
+    check(path.egress("one", answer), TC_ACT_UNSPEC, answer)
+    assert path.flows() == []
 
 
 @pytest.mark.parametrize("number", NUMBERS)

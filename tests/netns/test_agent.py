@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +64,9 @@ def test_drift_is_healed_and_counted(drifting, damage):
     writes = drifting.agent.map_writes()
     drifting.publish("later", drifting.web[:1])
     assert healed(drifting.agent) <= 2
-    assert drifting.agent.map_writes() == writes + 4 * (1 + 1 + 1)
+    assert (
+        drifting.agent.map_writes() == writes + 4 * (1 + 1 + 1) + 2
+    )  # a frontend, a slot and a header each; both ClusterIPs
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,9 @@ def test_what_did_not_change_is_not_written_again(scene, name):
     marker = f"{name}-marker"
     scene.publish(marker, scene.web[:1])
 
-    assert scene.agent.map_writes() == writes + 4 * (1 + 1 + 1)  # the marker's headers, backends and frontends
+    assert (
+        scene.agent.map_writes() == writes + 4 * (1 + 1 + 1) + 2
+    )  # a frontend, a slot and a header each; both ClusterIPs  # the marker's headers, backends and frontends
     scene.withdraw(marker)
 
 
@@ -206,3 +212,12 @@ def test_a_source_that_is_not_there_puts_nothing_into_the_kernel(scene, tmp_path
     assert ran.returncode == 2
     assert "is not a directory" in ran.stderr
     assert not (tmp_path / "b").exists()
+
+
+def test_the_agent_ignores_sigpipe(make_scene):
+    """Else whoever hangs up while it writes would end it."""
+    process = make_scene().agent.process
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    ignored = int(next(line for line in status.splitlines() if line.startswith("SigIgn")).split()[1], 16)
+
+    assert ignored >> (signal.SIGPIPE - 1) & 1

@@ -1,5 +1,6 @@
-"""What the upstream end-to-end suite asks of Services, on three nodes, with real sockets.
+"""What the upstream end-to-end suite asks of Services, over an overlay (VXLAN) between three nodes, with real sockets.
 
+Nodes that are routed to each other have their own modules (``test_services_*``).
 Source: test/e2e/network of Kubernetes: service.go, networking.go, conntrack.go, traffic_distribution.go, dual_stack.go.
 """
 
@@ -19,12 +20,7 @@ from tests.lab.traffic import MODES, PACKET_MODES
 from tests.requirements import require_root
 
 FAMILIES = [pytest.param(0, id="IPv4"), pytest.param(1, id="IPv6")]
-STAGES = {
-    "off": {"socketLB": "off"},
-    "off, overlay": {"socketLB": "off", "overlay": True},
-    "all": {"socketLB": "all"},
-    "all, overlay": {"socketLB": "all", "overlay": True},
-}
+STAGES = {"off, overlay": {"socketLB": "off", "overlay": True}}
 ALL_WEB = {"web-1", "web-2", "web-3"}
 _serial = itertools.count()
 

@@ -43,7 +43,7 @@ static __always_inline u32 conntrack_timeout(const struct flow *flow, u8 protoco
 		return CONNTRACK_CLOSED_S;
 	if (ended)
 		return TCP_CLOSE_WAIT_S;
-	return flow->flags & FLOW_REPLIED ? TCP_ESTABLISHED_S : CONNTRACK_OPENING_S;
+	return flow->flags & FLOW_ESTABLISHED ? TCP_ESTABLISHED_S : CONNTRACK_OPENING_S;
 }
 
 /* Whether nobody can mean this flow any more: its place may be taken. */
@@ -136,14 +136,16 @@ static __always_inline bool conntrack_note(struct work *work, struct flow *flow,
 	u32 pair_flags;
 	u32 own = conntrack_flags(packet, flow, &pair_flags);
 	u32 now = conntrack_now(work);
+	/* Whoever goes on after a RST did not send it, or it came to nothing: an end that is closed would send another. */
+	u32 lost = (packet->flags & (TCP_ACK | TCP_SYN | TCP_RST)) == TCP_ACK ? FLOW_CLOSED : 0;
 	bool is_later = flow->seen != now;
 
 	if (packet->kind == PACKET_ICMP_ERROR || packet->kind == PACKET_LATER_FRAGMENT)
 		return false;
-	if (!is_later && !(own & ~flow->flags))
+	if (!is_later && !(own & ~flow->flags) && !(lost & flow->flags))
 		return false;
 	flow->seen = now;
-	flow->flags |= own;
+	flow->flags = (flow->flags & ~lost) | own;
 	pair_key = conntrack_pair(flow, packet->tuple.protocol);
 	if ((flow->flags & (FLOW_DSR | FLOW_REPLY)) == (FLOW_DSR | FLOW_REPLY)) {
 		/* Another node has translated it: what the client asked for is not what its packets have here. */
@@ -153,7 +155,7 @@ static __always_inline bool conntrack_note(struct work *work, struct flow *flow,
 	pair = conntrack.lookup(&pair_key);
 	if (pair) {
 		pair->seen = now;
-		pair->flags |= pair_flags;
+		pair->flags = (pair->flags & ~lost) | pair_flags;
 	} else {
 		conntrack_heal(packet, flow, &pair_key, device, now);
 	}

@@ -37,6 +37,14 @@ static __always_inline u32 lb_kind(const struct frontend *frontend)
 	return frontend->flags & FRONTEND_KIND_MASK;
 }
 
+/* Whether nobody is behind a segment, and its clients are to be told so. */
+static __always_inline bool lb_is_refused(u32 base)
+{
+	struct slot *slot = segments.lookup(&base);
+
+	return !slot || (!slot->count && !(slot->flags & SEGMENT_DROP));
+}
+
 /**
  * lb_select_backend - Choose the backend of a segment that a number from the whole range of u32 falls to.
  * @base: the segment

@@ -193,7 +193,7 @@ static __always_inline enum origin_kind origin_of(const struct packet *packet, e
 {
 	struct address_range range = { .prefix_bits = 128, .address = packet->tuple.source };
 
-	if (route_is_own(&packet->tuple.source))
+	if (hook == HOOK_LOOPBACK || route_is_own(&packet->tuple.source))
 		return ORIGIN_HOST;
 	if (pod_ranges.lookup(&range))
 		return ORIGIN_POD;
@@ -210,12 +210,14 @@ static __always_inline bool is_in_range(const struct address *client, u32 servic
 
 /* Whether a backend sees an address of this node instead of the client's (the table of origins and frontends). */
 static __always_inline bool is_masqueraded(const struct frontend *frontend, enum origin_kind origin,
-					   const struct address *client, const struct address *backend)
+					   const struct address *client, const struct address *asked,
+					   const struct address *backend)
 {
 	if (address_equal(client, backend))
 		return true;
 	if (origin == ORIGIN_HOST)
-		return address_is_loopback(client);
+		return address_is_loopback(client) ||
+		       (lb_kind(frontend) != FRONTEND_NODE_PORT && address_equal(client, asked));
 	if (lb_kind(frontend) == FRONTEND_CLUSTER_IP)
 		return origin == ORIGIN_OUTSIDE || frontend->flags & FRONTEND_MASQUERADE;
 	return !(frontend->flags & FRONTEND_EXTERNAL_LOCAL);
@@ -281,7 +283,8 @@ static __always_inline bool plan_routes(struct __sk_buff *skb, struct work *work
 		return false;
 	reply->flags |= flow->flags;
 	if (origin == ORIGIN_HOST)
-		reply->device = route_to_self(&reply->source, &reply->destination);
+		reply->device =
+			hook == HOOK_LOOPBACK ? LOOPBACK : route_to_self(&reply->source, &reply->destination);
 	else if (flow->flags & FLOW_MASQUERADED)
 		reply->device =
 			route_device(skb, &reply->source, &reply->destination, LOOPBACK) ?: packet->ifindex;
@@ -307,7 +310,7 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *work, const
 	flow->seen = now;
 	flow->device = 0;
 	flow->flags = 0;
-	if (is_masqueraded(frontend, origin, &asked->source, &backend->address))
+	if (is_masqueraded(frontend, origin, &asked->source, &asked->destination, &backend->address))
 		flow->flags = FLOW_MASQUERADED;
 	if (flow->flags && origin == ORIGIN_OUTSIDE && frontend->flags & FRONTEND_DSR)
 		flow->flags = FLOW_DSR;
@@ -357,6 +360,15 @@ static __always_inline int begin_return(struct work *work, const struct endpoint
 	return conntrack_begin(tuple, flow, reply, false) ? TC_ACT_UNSPEC : GO_ON;
 }
 
+/* Whether a packet is the node's own to an address of its own, which it has for a source too, and the node is in range. */
+static __always_inline bool is_node_in_range(const struct packet *packet, u32 service, enum hook hook)
+{
+	struct address node;
+
+	return hook == HOOK_LOOPBACK && address_equal(&packet->tuple.source, &packet->tuple.destination) &&
+	       masquerade_address(0, packet->is_ipv6, &node) && is_in_range(&node, service);
+}
+
 /* Choose for the first packet of a flow that asks for a service. Returns GO_ON with the flow in @work, or a verdict. */
 static __always_inline int serve(struct __sk_buff *skb, struct work *work, const struct frontend *frontend,
 				 enum hook hook)
@@ -369,8 +381,10 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 
 	if (lb_kind(frontend) == FRONTEND_RESERVED)
 		return TC_ACT_UNSPEC;
-	if (frontend->flags & FRONTEND_SOURCE_RANGES &&
-	    !is_in_range(&packet->tuple.source, frontend->service))
+	/* Without endpoints everybody is refused, in range or not. */
+	if (frontend->flags & FRONTEND_SOURCE_RANGES && !lb_is_refused(base) &&
+	    !is_in_range(&packet->tuple.source, frontend->service) &&
+	    !is_node_in_range(packet, frontend->service, hook))
 		return drop(COUNTER_SOURCE_RANGE);
 	if (frontend->affinity_timeout)
 		verdict = affinity_select(frontend, base, work, tuple_hash(&packet->tuple), &backend);

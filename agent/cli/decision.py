@@ -68,9 +68,11 @@ class Maps:
             return Outcome("pass", "the address zero belongs to no service")
         client = self._with_address(client, target)
         described = self._describe(frontend, kind_of(frontend))
-        if frontend.flags & FrontendFlag.SOURCE_RANGES and not self._is_in_range(frontend, client):
+        outcome = self._choose(frontend, target, client, described)
+        is_limited = frontend.flags & FrontendFlag.SOURCE_RANGES and outcome.verdict != "reject"
+        if is_limited and not self._is_in_range(frontend, client):
             return Outcome("drop", "the client is not in loadBalancerSourceRanges", described)
-        return self._choose(frontend, target, client, described)
+        return outcome
 
     def _decline(self, target: FrontendKey) -> Outcome:
         itself = self._store.maps["frontends"].lookup(pack_frontend_key(target.address, 0, 0))

@@ -23,6 +23,8 @@ ETHERNET = 1
 LOOPBACK = 772
 _SCOPE_LINK = 253
 _V4_BITS = 96
+_OF_OTHER_PROXIES = frozenset({"kube-ipvs0"})
+"""Devices whose addresses are those of Services: kube-proxy's in IPVS mode, which it leaves behind."""
 _NODE = 0
 """The key of ``devices`` that stands for the node itself."""
 
@@ -84,10 +86,13 @@ class Network:
     @cached_property
     def local(self) -> frozenset[bytes]:
         """Every address that reaches this node; of IPv6, none that only means something together with a device."""
+        others = {device.ifindex for device in self.devices if device.name in _OF_OTHER_PROXIES}
         return frozenset(
             found.address
             for found in self.addresses
-            if not found.flags & AddressFlag.DAD_FAILED and (found.is_ipv4 or not found.is_link_local)
+            if not found.flags & AddressFlag.DAD_FAILED
+            and (found.is_ipv4 or not found.is_link_local)
+            and found.device not in others
         )
 
     def masquerade_addresses(self) -> dict[int, tuple[bytes, bytes]]:

@@ -9,6 +9,7 @@ import errno
 import logging
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable
 
@@ -52,7 +53,7 @@ class NetworkFollower:
             try:
                 if self._has_changed():
                     self._read()
-            except OSError as error:
+            except (OSError, struct.error) as error:
                 log.error("reading the node's network: %s; trying again in %.0f s", error, _RETRY_S)
                 timeout_s = _RETRY_S
 

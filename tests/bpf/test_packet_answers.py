@@ -287,6 +287,36 @@ def test_segments_to_be_cut_later_are_not_too_big(path, narrow_pod, number):
 
 
 @pytest.mark.parametrize("number", NUMBERS)
+def test_without_endpoints_clients_out_of_range_are_refused_too(path, number):
+    frontend = frontend_of(FrontendKind.LOAD_BALANCER, number)
+    ranges = ("2001:db8:99::/64",) if number else ("192.0.2.0/24",)
+    path.serve("tcp", frontend, inside=REFUSE, kind=FrontendKind.LOAD_BALANCER, ranges=ranges)
+
+    ran = path.ingress("eth0", packet("tcp", client_of("outside", number), frontend, flags="S"))
+
+    assert ran.verdict == TC_ACT_REDIRECT
+    assert "R" in Ether(ran.packet)[TCP].flags
+    assert path.counted() == {Counter.REJECTED: 1}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("ranges", [False, True])
+def test_a_load_balancer_s_address_that_the_node_has_itself(path, ranges, number):
+    """The host asks from the very address that it asks for: the backend must see one that leads back here."""
+    frontend = frontend_of(FrontendKind.LOAD_BALANCER, number)
+    path.own(frontend.address)
+    allowed = (f"{at.NODE[number]}/{128 if number else 32}",) if ranges else ()
+    path.serve(
+        "tcp", frontend, inside=to(End(at.REMOTE_POD[number], TARGET)), kind=FrontendKind.LOAD_BALANCER, ranges=allowed
+    )
+
+    ran = path.loopback(packet("tcp", End(frontend.address, 4000), frontend, flags="S"))
+
+    assert ran.verdict == TC_ACT_REDIRECT
+    assert (Ether(ran.packet)[1].src, Ether(ran.packet)[1].dst) == (at.NODE[number], at.REMOTE_POD[number])
+
+
+@pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("ttl", [1, 2])
 def test_a_packet_out_of_hops_is_dropped(path, ttl, number):
     frontend = frontend_of(FrontendKind.NODE_PORT, number)

@@ -134,6 +134,22 @@ def test_a_connection_without_a_service_is_not_taken_for_a_flow_that_is_over(pat
 
 
 @pytest.mark.parametrize("number", NUMBERS)
+def test_a_forged_reset_does_not_end_a_connection(path, number):
+    """Who goes on after it was not reset: else the entry would be swept within seconds."""
+    talk = Talk(path, "tcp", number)
+    talk.ask()
+    talk.answer()
+    talk.ask("A")
+    talk.ask("R")
+    assert talk.state() & C
+
+    talk.ask("A")
+
+    assert not talk.state() & C
+    assert not talk.entry(reply=True).flags & C
+
+
+@pytest.mark.parametrize("number", NUMBERS)
 def test_a_forged_syn_does_not_break_a_connection(path, number):
     """Whoever guesses the ports of a client must not move its connection to another backend."""
     talk = Talk(path, "tcp", number)

@@ -165,3 +165,11 @@ def test_the_devices_that_pods_come_by(pods, devices, needs_node):
 )
 def test_a_range_is_counted_in_bits_of_128(text, bits, first):
     assert {ADDRESS_RANGE.packer.pack(bits, parse_address(first)): b"\1\0\0\0"} == range_entries([text])
+
+
+def test_addresses_that_another_proxy_gave_the_node_are_not_its_own():
+    """kube-proxy in IPVS mode leaves every ClusterIP on a device."""
+    devices = (Device(2, "eth0"), Device(3, "kube-ipvs0", "dummy"))
+    network = Network(devices, (address("192.0.2.1", device=2), address("10.96.0.1", device=3)))
+
+    assert network.local == {parse_address("192.0.2.1")}

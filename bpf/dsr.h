@@ -129,14 +129,20 @@ static __always_inline bool dsr_read(struct __sk_buff *skb, const struct packet 
 	return true;
 }
 
-/* Whether something is offered at an address, here or, if it is the port of a NodePort, at another node. */
+/*
+ * Whether an address is one that nodes answer for directly: here or, if it is the port of a NodePort, at another node.
+ * Of what is offered in other ways, a packet may say what it likes.
+ */
 static __always_inline bool dsr_is_offered(const struct endpoint *asked, const struct packet *packet)
 {
 	struct endpoint reserved = { .port = asked->port };
+	struct frontend *frontend = lb_frontend(asked, packet->tuple.protocol);
 
 	if (!packet->is_ipv6)
 		reserved.address = address_from_ipv4(0);
-	return lb_frontend(asked, packet->tuple.protocol) || lb_frontend(&reserved, packet->tuple.protocol);
+	if (!frontend)
+		frontend = lb_frontend(&reserved, packet->tuple.protocol);
+	return frontend && frontend->flags & FRONTEND_DSR;
 }
 
 #endif

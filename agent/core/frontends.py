@@ -92,7 +92,9 @@ class Face(NamedTuple):
         if port.node_port and self.node_addresses:
             self._add(found, self.node_addresses, port.node_port, port, FrontendKind.NODE_PORT)
             zero = _IPV4_ZERO if self.cluster_ip.startswith(IPV4_PREFIX) else _IPV6_ZERO
-            found.setdefault(pack_frontend_key(zero, port.node_port, port.protocol), RESERVED)
+            # It speaks for the port at other nodes too, whose flows this one may have to answer for.
+            reserved = RESERVED._replace(flags=RESERVED.flags | self.external_flags & FrontendFlag.DSR)
+            found.setdefault(pack_frontend_key(zero, port.node_port, port.protocol), reserved)
         return tuple(found), shared_roles(tuple(found.values()))
 
     def _add(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Container, Iterable, Mapping, Sequence
 
-from agent.core.abi import Frontend, FrontendFlag
+from agent.core.abi import Frontend, FrontendFlag, FrontendKind
 from agent.core.adoption import Leftovers
-from agent.core.frontends import RESERVED, Role, Which, shared_roles
+from agent.core.frontends import Role, Which, shared_roles
 from agent.core.placing import free, place
 from agent.core.plan import Bases, KernelState, Placement, Plan, Segment
 from agent.core.records import Family, ObjectKey
@@ -198,7 +198,7 @@ class Planner:
     def _lose(self, placement: Placement, frontend: bytes, role: Role, winner: Placement) -> None:
         """Note that another has a frontend; a reserved one does for both what it is there for."""
         self._losers.setdefault(frontend, set()).add(placement.service)
-        if role != RESERVED:
+        if role.kind != FrontendKind.RESERVED:
             self._degrade(placement, f"its address and port belong to service {winner.service}")
 
     def _fitting(self, placement: Placement, granted: dict[bytes, Role], plan: Plan) -> dict[bytes, Role]:

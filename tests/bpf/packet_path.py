@@ -206,11 +206,11 @@ class PacketPath:
         before = Frontend.unpack(self.store.maps["frontends"].lookup(key) or b"")
         self.store.maps["frontends"].update(key, before._replace(inside=base, outside=base).pack())
 
-    def reserve(self, address: str, port: int = 0, protocol: str = "") -> None:
+    def reserve(self, address: str, port: int = 0, protocol: str = "", flags: int = 0) -> None:
         """Say that an address is a ClusterIP, whose other ports are refused; or, of address zero, a port a NodePort."""
         number = Protocol[protocol.upper()] if protocol else 0
         key = parse_address(address) + port.to_bytes(2, "big") + bytes([number, 0])
-        value = Frontend(self._next_service, BASE_REJECT, BASE_REJECT, 0, FrontendKind.RESERVED)
+        value = Frontend(self._next_service, BASE_REJECT, BASE_REJECT, 0, FrontendKind.RESERVED | flags)
         self.store.maps["frontends"].update(key, value.pack())
 
     def allow(self, service: int, *networks: str) -> None:

@@ -75,7 +75,7 @@ def test_the_backend_s_node_answers_in_the_name_of_the_frontend(path, kind, prot
         frontend_of(kind, number),
     )
     if kind is FrontendKind.NODE_PORT:
-        path.reserve(ZERO[number], frontend.port, protocol)
+        path.reserve(ZERO[number], frontend.port, protocol, FrontendFlag.DSR)
     else:
         path.serve(protocol, frontend, inside=to(backend), kind=kind, flags=FrontendFlag.DSR)
     first = saying(packet(protocol, client, backend), frontend)
@@ -103,6 +103,23 @@ def test_what_nobody_offers_is_no_name_to_answer_in(path, protocol, number):
     check(path.ingress("eth0", first), TC_ACT_UNSPEC, first)
     answer = reply_to(packet(protocol, client, backend))
     check(path.egress("eth0", answer), TC_ACT_UNSPEC, answer)
+    assert path.flows() == []
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_offered_in_other_ways_is_no_name_to_answer_in(path, kind, number):
+    """Without the option nobody but a forger says so."""
+    client, backend, frontend = (
+        End(at.OUTSIDE[number], 4000),
+        End(at.POD_TWO[number], TARGET),
+        frontend_of(kind, number),
+    )
+    path.reserve(ZERO[number], frontend.port, "tcp")
+    path.serve("tcp", frontend, inside=to(backend), kind=kind)
+    first = saying(packet("tcp", client, backend), frontend)
+
+    check(path.ingress("eth0", first), TC_ACT_UNSPEC, first)
     assert path.flows() == []
 
 

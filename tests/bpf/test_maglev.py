@@ -117,9 +117,9 @@ def test_the_kernel_builds_what_the_specification_says(shared, backends):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 100, MAGLEV_BACKENDS])
 def test_any_number_of_backends_is_built_for(layout, count):
-    layout.tables.build(16, b"".join(pods(count)))
+    layout.tables.build(8, b"".join(pods(count)))
 
-    assert layout.table(16) == build_table(walks(pods(count)))
+    assert layout.table(8) == build_table(walks(pods(count)))
     assert (layout.tables.fault, layout.ready) == ("", 0)
 
 

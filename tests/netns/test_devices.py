@@ -98,11 +98,12 @@ def test_a_device_that_appears_gets_programs_at_once_and_one_that_goes_leaves_no
         until(lambda name=name: programs(scene, name) == BOTH, f"{name} has its programs")
         assert time.monotonic() - appeared_at < AT_ONCE_S
         index = ifindex(scene, name)
-        assert {f"{index}_ingress", f"{index}_egress"} <= pins(scene)
+        both = {f"{index}_ingress", f"{index}_egress"}
+        until(lambda both=both: both <= pins(scene), "what is attached is pinned right after")
 
         configure(scene, f"link del {name}")
 
-        until(lambda index=index: not pins(scene) & {f"{index}_ingress", f"{index}_egress"}, "its pins are gone")
+        until(lambda both=both: not pins(scene) & both, "its pins are gone")
 
 
 def test_many_devices_at_once(scene):

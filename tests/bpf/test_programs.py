@@ -210,7 +210,7 @@ def test_what_the_verifier_refuses_is_said_with_file_and_line(store, bpffs, sour
         load(store, bpffs / "maps")
 
     assert "map_value_or_null" in str(raised.value)
-    assert re.search(r"slot->flags.*lb\.h:\d+", str(raised.value)), "no line of the source"
+    assert re.search(r"; .*segments.* @ lb\.h:\d+", str(raised.value)), "no line of the source"
 
 
 def test_after_an_error_the_next_attempt_starts_clean(store, bpffs, sources):

@@ -13,7 +13,7 @@ from tests.lab.traffic import Client
 
 TARGETS = (8080, 8081)
 # Small maps are read back quickly; what needs large or tiny ones says so.
-SIZES = {"frontends": 512, "segments": 4096, "socketOrigins": 1024, "peerOrigins": 1024}
+SIZES = {"frontends": 4096, "segments": 8192, "socketOrigins": 1024, "peerOrigins": 1024}
 Backend = Pod | Endpoint
 
 

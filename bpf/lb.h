@@ -45,6 +45,18 @@ static __always_inline bool lb_is_refused(u32 base)
 	return !slot || (!slot->count && !(slot->flags & SEGMENT_DROP));
 }
 
+/* Take the backend that stands in a slot. */
+static __always_inline enum lb_verdict lb_take_slot(u32 index, struct endpoint *backend)
+{
+	struct slot *slot = segments.lookup(&index);
+
+	if (!slot)
+		return LB_REJECT;
+	backend->address = slot->address;
+	backend->port = slot->port;
+	return LB_FORWARD;
+}
+
 /**
  * lb_select_backend - Choose the backend of a segment that a number from the whole range of u32 falls to.
  * @base: the segment
@@ -63,12 +75,7 @@ static __always_inline enum lb_verdict lb_select_backend(u32 base, u32 seed, str
 
 	/* Scale rather than take a remainder: unbiased and without a division. */
 	index = base + 1 + (u32)(((u64)seed * slot->count) >> 32);
-	slot = segments.lookup(&index);
-	if (!slot)
-		return LB_REJECT;
-	backend->address = slot->address;
-	backend->port = slot->port;
-	return LB_FORWARD;
+	return lb_take_slot(index, backend);
 }
 
 #endif

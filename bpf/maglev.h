@@ -31,13 +31,7 @@ static __always_inline enum lb_verdict maglev_select_backend(u32 base, u32 hash,
 	/* While a table is being replaced, or waits to be built, it may lead to a backend that is not there. */
 	if (place >= slot->count)
 		return lb_select_backend(base, hash, backend);
-	place += base + 1;
-	slot = segments.lookup(&place);
-	if (!slot)
-		return LB_REJECT;
-	backend->address = slot->address;
-	backend->port = slot->port;
-	return LB_FORWARD;
+	return lb_take_slot(base + 1 + place, backend);
 }
 
 #endif

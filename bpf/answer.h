@@ -66,7 +66,7 @@ static __always_inline void answer_ipv4_header(struct ipv4_header *ip, const str
 {
 	ip->version_ihl = 0x45;
 	ip->total_length = bpf_htons(size);
-	ip->fragment = bpf_htons(0x4000); /* may not be fragmented, so needs no id */
+	ip->fragment = bpf_htons(IPV4_DONT_FRAGMENT); /* may not be fragmented, so needs no id */
 	ip->ttl = ANSWER_TTL;
 	ip->protocol = protocol;
 	ip->source = tuple->destination.word[3];

@@ -14,8 +14,7 @@
 /* Source ports that are tried for a masqueraded flow before it is given up. */
 #define SOURCE_PORT_TRIES   32
 
-/* Seconds without a packet after which a flow is over. Both ends of a TCP flow have closed, or it never began. */
-#define CONNTRACK_CLOSED_S  10
+/* Seconds without a packet after which a TCP flow that is not established is over. */
 #define CONNTRACK_OPENING_S 60
 
 static u64 (*ktime_get_coarse_ns)(void) = (void *)BPF_FUNC_ktime_get_coarse_ns;
@@ -33,15 +32,12 @@ static __always_inline u32 conntrack_now(struct work *work)
 	return work->now;
 }
 
+/* Seconds without a packet after which a flow is over that is neither reset nor ended both ways. */
 static __always_inline u32 conntrack_timeout(const struct flow *flow, u8 protocol)
 {
-	u32 ended = flow->flags & (FLOW_FIN | FLOW_PEER_FIN);
-
 	if (protocol == IPPROTO_UDP)
 		return flow->flags & FLOW_REPLIED ? UDP_STREAM_S : UDP_S;
-	if (flow->flags & FLOW_CLOSED || ended == (FLOW_FIN | FLOW_PEER_FIN))
-		return CONNTRACK_CLOSED_S;
-	if (ended)
+	if (flow->flags & (FLOW_FIN | FLOW_PEER_FIN))
 		return TCP_CLOSE_WAIT_S;
 	return flow->flags & FLOW_ESTABLISHED ? TCP_ESTABLISHED_S : CONNTRACK_OPENING_S;
 }

@@ -37,7 +37,7 @@ struct dsr_ipv6 {
 };
 
 /* Whether a packet is one to say in what was asked for: those that may come first, and are not too large already. */
-static __always_inline bool dsr_is_due(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline bool dsr_is_due(const struct packet *packet)
 {
 	if (packet->kind != PACKET_WHOLE || packet->l3_size != (packet->is_ipv6 ? 40 : 20))
 		return false;

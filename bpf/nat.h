@@ -5,12 +5,10 @@
 
 #include "csum.h"
 
-#define IPV4_CHECKSUM  offsetof(struct ipv4_header, checksum)
-#define IPV4_TTL       offsetof(struct ipv4_header, ttl)
-#define IPV4_SOURCE    offsetof(struct ipv4_header, source)
-#define IPV6_SOURCE    offsetof(struct ipv6_header, source)
-#define IPV6_HOP_LIMIT offsetof(struct ipv6_header, hop_limit)
-#define ICMP_CHECKSUM  offsetof(struct icmp_header, checksum)
+#define IPV4_CHECKSUM offsetof(struct ipv4_header, checksum)
+#define IPV4_SOURCE   offsetof(struct ipv4_header, source)
+#define IPV6_SOURCE   offsetof(struct ipv6_header, source)
+#define ICMP_CHECKSUM offsetof(struct icmp_header, checksum)
 
 struct pair {
 	struct address source;

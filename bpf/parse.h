@@ -29,7 +29,6 @@
 #define TCP_ACK                0x10
 
 /* Chunks of SCTP (RFC 9260). */
-#define SCTP_CHUNK             12
 #define SCTP_INIT              1
 #define SCTP_ABORT             6
 #define SCTP_SHUTDOWN_COMPLETE 14

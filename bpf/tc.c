@@ -129,7 +129,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		return drop(COUNTER_TTL_EXCEEDED);
 	if (!is_identity(packet, flow) && nat_translate(skb, packet, flow, hops))
 		return drop(COUNTER_WRITE_FAILED);
-	if ((flow->flags & (FLOW_DSR | FLOW_REPLY)) == FLOW_DSR && device && dsr_is_due(skb, packet) &&
+	if ((flow->flags & (FLOW_DSR | FLOW_REPLY)) == FLOW_DSR && device && dsr_is_due(packet) &&
 	    dsr_write(skb, packet))
 		return drop(COUNTER_WRITE_FAILED);
 	if (!device)

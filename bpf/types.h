@@ -301,7 +301,6 @@ enum counter {
 	COUNTER_UNDEFINED_PORT,       /* refused: a ClusterIP without such a port */
 	COUNTER_SOURCE_RANGE,         /* dropped: not in loadBalancerSourceRanges */
 	COUNTER_NODE_PORT_TAKEN,      /* binds refused: the port is a NodePort */
-	COUNTER_MALFORMED,            /* dropped: headers that contradict themselves, to a service */
 	COUNTER_FRAGMENT_LOST,        /* dropped: a later fragment whose first one was never seen */
 	COUNTER_SOURCE_NAT_EXHAUSTED, /* dropped: no free source port towards the backend */
 	COUNTER_CONNTRACK_FULL,       /* dropped: conntrack refused the entry */

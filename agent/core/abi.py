@@ -183,15 +183,14 @@ class Counter(enum.IntEnum):
     UNDEFINED_PORT = 4
     SOURCE_RANGE = 5
     NODE_PORT_TAKEN = 6
-    MALFORMED = 7
-    FRAGMENT_LOST = 8
-    SOURCE_NAT_EXHAUSTED = 9
-    CONNTRACK_FULL = 10
-    NO_ROUTE = 11
-    TOO_BIG = 12
-    TTL_EXCEEDED = 13
-    WRITE_FAILED = 14
-    FLOWS = 15
+    FRAGMENT_LOST = 7
+    SOURCE_NAT_EXHAUSTED = 8
+    CONNTRACK_FULL = 9
+    NO_ROUTE = 10
+    TOO_BIG = 11
+    TTL_EXCEEDED = 12
+    WRITE_FAILED = 13
+    FLOWS = 14
 
 
 @dataclass(frozen=True, slots=True)

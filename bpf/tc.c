@@ -223,21 +223,21 @@ static __always_inline bool is_masqueraded(const struct frontend *frontend, enum
 	return !(frontend->flags & FRONTEND_EXTERNAL_LOCAL);
 }
 
-/* Choose the address that a device's packets leave with, else the node's own. */
-static __always_inline bool masquerade_address(u32 ifindex, bool is_ipv6, struct address *chosen)
+/* Read the address that a device's packets leave with. Returns whether it has one of that family. */
+static __always_inline bool device_address(u32 ifindex, bool is_ipv6, struct address *chosen)
 {
 	struct device *device = devices.lookup(&ifindex);
-	u32 node = 0;
 
-	if (device && (is_ipv6 ? device->ipv6.word[0] : device->ipv4.word[3])) {
-		*chosen = is_ipv6 ? device->ipv6 : device->ipv4;
-		return true;
-	}
-	device = devices.lookup(&node);
 	if (!device || !(is_ipv6 ? device->ipv6.word[0] : device->ipv4.word[3]))
 		return false;
 	*chosen = is_ipv6 ? device->ipv6 : device->ipv4;
 	return true;
+}
+
+/* Choose the address that a device's packets leave with, else the node's own. */
+static __always_inline bool masquerade_address(u32 ifindex, bool is_ipv6, struct address *chosen)
+{
+	return device_address(ifindex, is_ipv6, chosen) || device_address(0, is_ipv6, chosen);
 }
 
 /* Spread flows over backends: equal tuples, also after their entry was lost, choose equal backends. */
@@ -267,11 +267,9 @@ static __always_inline bool plan_routes(struct __sk_buff *skb, struct work *work
 	struct packet *packet = &work->packet;
 	struct flow *flow = &work->flow, *reply = &work->reply;
 	u32 from = hook == HOOK_INGRESS ? packet->ifindex : LOOPBACK;
-	bool is_own = route_is_own(&flow->destination);
 
-	if (is_own)
+	if (route_is_own(&flow->destination)) {
 		flow->flags &= ~(FLOW_MASQUERADED | FLOW_DSR);
-	if (is_own) {
 		flow->device = hook == HOOK_INGRESS ? 0 : LOOPBACK;
 	} else if (flow->flags & (FLOW_MASQUERADED | FLOW_DSR) || hook != HOOK_INGRESS) {
 		flow->device = route_device(skb, &flow->source, &flow->destination, from);
@@ -366,7 +364,7 @@ static __always_inline bool is_node_in_range(const struct packet *packet, u32 se
 	struct address node;
 
 	return hook == HOOK_LOOPBACK && address_equal(&packet->tuple.source, &packet->tuple.destination) &&
-	       masquerade_address(0, packet->is_ipv6, &node) && is_in_range(&node, service);
+	       device_address(0, packet->is_ipv6, &node) && is_in_range(&node, service);
 }
 
 /* Choose for the first packet of a flow that asks for a service. Returns GO_ON with the flow in @work, or a verdict. */

@@ -376,6 +376,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 	struct endpoint backend = {};
 	enum lb_verdict verdict;
 	u32 base = origin == ORIGIN_OUTSIDE ? frontend->outside : frontend->inside;
+	u32 hash;
 
 	if (lb_kind(frontend) == FRONTEND_RESERVED)
 		return TC_ACT_UNSPEC;
@@ -384,12 +385,13 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 	    !is_in_range(&packet->tuple.source, frontend->service) &&
 	    !is_node_in_range(packet, frontend->service, hook))
 		return drop(COUNTER_SOURCE_RANGE);
+	hash = tuple_hash(&packet->tuple);
 	if (frontend->affinity_timeout)
-		verdict = affinity_select(frontend, base, work, tuple_hash(&packet->tuple), &backend);
+		verdict = affinity_select(frontend, base, work, hash, &backend);
 	else if (origin == ORIGIN_OUTSIDE && frontend->flags & FRONTEND_MAGLEV)
-		verdict = maglev_select_backend(base, tuple_hash(&packet->tuple), &backend);
+		verdict = maglev_select_backend(base, hash, &backend);
 	else
-		verdict = lb_select_backend(base, tuple_hash(&packet->tuple), &backend);
+		verdict = lb_select_backend(base, hash, &backend);
 	if (verdict == LB_REJECT)
 		return refuse(skb, packet, hook, COUNTER_REJECTED);
 	if (verdict == LB_DROP)

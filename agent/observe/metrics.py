@@ -6,6 +6,7 @@ for each of them.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -20,81 +21,54 @@ FAMILIES = ("IPv4", "IPv6")
 _SYNC_BUCKETS = tuple(0.000_1 * 2**i for i in range(16))
 # kube-proxy's own: 0.25 s to 5 minutes; ours start lower because a change takes less than a millisecond here.
 _PROGRAMMING_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+_BY_FAMILY = ("ip_family",)
 
 
-class Metrics:
-    """Everything the agent counts; ``registry`` is what ``/metrics`` serves."""
+class _Syncs:
+    """Synchronisations: how long they took, when they were, and what they found."""
 
-    def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self._started = time.time()
-        registry = self.registry
-        family = ("ip_family",)
-        self._sync = Histogram(
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.all = _durations(
+            registry,
             "kubeproxy_sync_proxy_rules_duration_seconds",
             "Time from the first change taken in to the last map entry written",
-            family,
-            buckets=_SYNC_BUCKETS,
-            registry=registry,
         )
-        self._full_sync = Histogram(
+        self.full = _durations(
+            registry,
             "kubeproxy_sync_full_proxy_rules_duration_seconds",
             "The same, of synchronisations that compare every Service with what the maps hold",
-            family,
-            buckets=_SYNC_BUCKETS,
-            registry=registry,
         )
-        self._partial_sync = Histogram(
+        self.partial = _durations(
+            registry,
             "kubeproxy_sync_partial_proxy_rules_duration_seconds",
             "The same, of those that look at changed Services alone",
-            family,
-            buckets=_SYNC_BUCKETS,
-            registry=registry,
         )
-        self._cleaning = Histogram(
-            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
-            "Time to delete the flows whose backends are gone",
-            family,
-            buckets=_SYNC_BUCKETS,
-            registry=registry,
-        )
-        self._cleaned = Counter(
-            "kubeproxy_conntrack_reconciler_deleted_entries",
-            "Tracked flows deleted because their backend is gone",
-            family,
-            registry=registry,
-        )
-        self._no_local_endpoints = Gauge(
-            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
-            "Service ports whose traffic policy is Local, with endpoints, and none of them here",
-            (*family, "traffic_policy"),
-            registry=registry,
-        )
-        self._lacking: dict[ObjectKey, list[tuple[Family, str]]] = {}
-        for each in FAMILIES:
-            for policy in ("internal", "external"):
-                self._no_local_endpoints.labels(each, policy)
-        self._programming = Histogram(
+        self.programming = _durations(
+            registry,
             "kubeproxy_network_programming_duration_seconds",
             "Time from the change that caused an EndpointSlice's version to its being in the maps",
-            family,
-            buckets=_PROGRAMMING_BUCKETS,
-            registry=registry,
+            _PROGRAMMING_BUCKETS,
         )
-        self._synced_at = Gauge(
+        self.synced_at = Gauge(
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
             "When the maps were last written",
-            family,
+            _BY_FAMILY,
             registry=registry,
         )
-        self._queued_at = Gauge(
+        self.services = Counter("ebproxy_synced_services", "Services resolved and compared", registry=registry)
+
+
+class _Changes:
+    """Changes that were taken in, by kind, and when."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.queued_at = Gauge(
             "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
             "When a change was last taken in",
-            family,
+            _BY_FAMILY,
             registry=registry,
         )
-        self._changes = {
+        self.by_kind = {
             Kind.SERVICE: Counter(
                 "kubeproxy_sync_proxy_rules_service_changes", "Changes of Services taken in", registry=registry
             ),
@@ -102,30 +76,73 @@ class Metrics:
                 "kubeproxy_sync_proxy_rules_endpoint_changes", "Changes of EndpointSlices taken in", registry=registry
             ),
         }
+
+
+class _Cleanings:
+    """Searches for flows whose backends are gone."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.durations = _durations(
+            registry,
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "Time to delete the flows whose backends are gone",
+        )
+        self.deleted = Counter(
+            "kubeproxy_conntrack_reconciler_deleted_entries",
+            "Tracked flows deleted because their backend is gone",
+            _BY_FAMILY,
+            registry=registry,
+        )
+
+
+class _Faults:
+    """What failed, could not be read, or was not as it was left."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.errors = Counter("ebproxy_errors", "Errors, by what failed", ("kind",), registry=registry)
+        self.malformed = Counter(
+            "ebproxy_malformed_objects", "Versions of objects that could not be read", ("kind",), registry=registry
+        )
+        self.drift = Counter(
+            "ebproxy_drift_entries", "Map entries and hooks found not as they were left, and healed", registry=registry
+        )
+
+
+class Metrics:
+    """Everything the agent counts; ``registry`` is what ``/metrics`` serves."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry = CollectorRegistry()
+        self._started = time.time()
+        self._syncs = _Syncs(registry)
+        self._changes = _Changes(registry)
+        self._cleanings = _Cleanings(registry)
+        self._faults = _Faults(registry)
+        self._no_local_endpoints = Gauge(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Service ports whose traffic policy is Local, with endpoints, and none of them here",
+            (*_BY_FAMILY, "traffic_policy"),
+            registry=registry,
+        )
+        for family, policy in itertools.product(FAMILIES, ("internal", "external")):
+            self._no_local_endpoints.labels(family, policy)
+        self._lacking: dict[ObjectKey, list[tuple[Family, str]]] = {}
         self.map_entries: dict[str, int] = {}
         """Of maps the programs write, what was last counted in them."""
         self.healthz = Counter("kubeproxy_proxy_healthz", "Answers of /healthz", ("code",), registry=registry)
         self.livez = Counter("kubeproxy_proxy_livez", "Answers of /livez", ("code",), registry=registry)
-        self._synced_services = Counter("ebproxy_synced_services", "Services resolved and compared", registry=registry)
-        self._errors = Counter("ebproxy_errors", "Errors, by what failed", ("kind",), registry=registry)
-        self._malformed = Counter(
-            "ebproxy_malformed_objects", "Versions of objects that could not be read", ("kind",), registry=registry
-        )
-        self._drift = Counter(
-            "ebproxy_drift_entries", "Map entries and hooks found not as they were left, and healed", registry=registry
-        )
-        Gauge("ebproxy_build_info", "The version that runs", ("version",), registry=registry).labels(
-            agent.__version__
-        ).set(1)
+        build = Gauge("ebproxy_build_info", "The version that runs", ("version",), registry=registry)
+        build.labels(agent.__version__).set(1)
         Gauge("ebproxy_start_time_seconds", "When the agent started", registry=registry).set(self._started)
 
     def taken_in(self, changes: Mapping[Kind, int]) -> None:
         """Count changes that were taken in together, by kind."""
         for kind, count in changes.items():
-            if kind in self._changes:
-                self._changes[kind].inc(count)
+            if kind in self._changes.by_kind:
+                self._changes.by_kind[kind].inc(count)
         for family in FAMILIES:
-            self._queued_at.labels(family).set_to_current_time()
+            self._changes.queued_at.labels(family).set_to_current_time()
 
     def synced(self, duration_s: float, services: int, triggers: Sequence[float], *, is_full: bool = False) -> None:
         """Note a synchronisation: its duration, and the Unix times of the changes that caused it.
@@ -133,21 +150,21 @@ class Metrics:
         ``is_full``: it compared every Service with what the maps hold.
         """
         now = time.time()
-        self._synced_services.inc(services)
+        self._syncs.services.inc(services)
         for family in FAMILIES:
-            self._sync.labels(family).observe(duration_s)
-            (self._full_sync if is_full else self._partial_sync).labels(family).observe(duration_s)
-            self._synced_at.labels(family).set(now)
+            self._syncs.all.labels(family).observe(duration_s)
+            (self._syncs.full if is_full else self._syncs.partial).labels(family).observe(duration_s)
+            self._syncs.synced_at.labels(family).set(now)
             for trigger in triggers:
                 if trigger >= self._started:
-                    self._programming.labels(family).observe(max(0.0, now - trigger))
+                    self._syncs.programming.labels(family).observe(max(0.0, now - trigger))
 
     def cleaned(self, duration_s: float, deleted: Mapping[Family, int]) -> None:
         """Note a search for flows whose backends are gone: its duration, and how many of each family were deleted."""
         for family in Family:
             label = f"IPv{family.value}"
-            self._cleaning.labels(label).observe(duration_s)
-            self._cleaned.labels(label).inc(deleted.get(family, 0))
+            self._cleanings.durations.labels(label).observe(duration_s)
+            self._cleanings.deleted.labels(label).inc(deleted.get(family, 0))
 
     def lacks_local(self, service: ObjectKey, ports: Sequence[tuple[Family, str]]) -> None:
         """Note which ports of a Service have all their endpoints elsewhere: family and traffic policy of each."""
@@ -164,15 +181,15 @@ class Metrics:
 
     def error(self, kind: str) -> None:
         """Count an error."""
-        self._errors.labels(kind).inc()
+        self._faults.errors.labels(kind).inc()
 
     def malformed(self, event: Malformed) -> None:
         """Count a version of an object that could not be read."""
-        self._malformed.labels(event.kind.value).inc()
+        self._faults.malformed.labels(event.kind.value).inc()
 
     def drift(self, entries: int) -> None:
         """Count entries that were healed."""
-        self._drift.inc(entries)
+        self._faults.drift.inc(entries)
 
     def add_live(self, read: Callable[[], Iterable[Metric]]) -> None:
         """Have something read anew at each scrape."""
@@ -205,3 +222,9 @@ def counter(name: str, text: str, values: dict[str, float], label: str = "") -> 
     for key, value in values.items():
         family.add_metric([key] if label else [], value)
     yield family
+
+
+def _durations(
+    registry: CollectorRegistry, name: str, text: str, buckets: Sequence[float] = _SYNC_BUCKETS
+) -> Histogram:
+    return Histogram(name, text, _BY_FAMILY, buckets=buckets, registry=registry)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from agent.core.records import Event, Kind
 from agent.sources.decode import Decoder
 from agent.sources.kube_client import KubeClient
-from agent.sources.kube_reflector import DEFAULT_TUNING, OnError, Reflector, Resource, WatchStatus, WatchTuning
+from agent.sources.kube_reflector import Reflector
+from agent.sources.kube_watch import DEFAULT_TUNING, OnError, Resource, WatchStatus, WatchTuning
 
 log = logging.getLogger("ebproxy.source.kube")
 

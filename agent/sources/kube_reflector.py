@@ -17,81 +17,22 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
 
 from agent.core.records import Delete, Event, Kind, ListEnded, ListStarted
 from agent.errors import SourceError
 from agent.sources.decode import Decoder
 from agent.sources.kube_client import KubeClient, KubeResponse
-from agent.sources.kube_failures import ApiFailure, Backoff, Cause
+from agent.sources.kube_failures import ApiFailure, Cause
 from agent.sources.kube_identity import KUBERNETES, read_uid
 from agent.sources.kube_stream import LineFramer, ObjectHead, is_older, read_event, read_head
+from agent.sources.kube_watch import OnError, Query, Resource, WatchFailures, WatchStatus, WatchTuning
 
 log = logging.getLogger("ebproxy.source.kube")
-
-Query = tuple[tuple[str, str], ...]
 
 _START_OVER = (Cause.GONE, Cause.INVALID, Cause.INTERNAL)
 _UNREADABLE = (Cause.GARBAGE, Cause.OVERSIZE)
 _UNREADABLE_LIMIT = 3
 _SHORT_WATCH_S = 1.0
-
-
-class OnError(Protocol):
-    """Counts a failure by its cause."""
-
-    def __call__(self, cause: str, message: str, /) -> None:
-        """Count one failure; called from several threads, ``cause`` is one of Cause."""
-
-
-@dataclass(frozen=True, slots=True)
-class WatchTuning:
-    """Delays in seconds, and the size of a page.
-
-    ``read_s``: a real server (1.36) with nothing to say sends a bookmark every one to two minutes, so twice that in
-    silence means that nobody is there; a peer that is gone altogether is found sooner, by TCP keepalive.
-    ``initial_read_s``: the same during a streaming list, where silence means a server that does not know of it.
-    """
-
-    watch_min_s: int = 300
-    watch_max_s: int = 600
-    read_s: float = 240.0
-    initial_read_s: float = 20.0
-    list_read_s: float = 60.0
-    backoff_first_s: float = 0.1
-    backoff_last_s: float = 30.0
-    stable_s: float = 5.0
-    page_size: int = 500
-
-
-DEFAULT_TUNING = WatchTuning()
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """Where the objects of one kind are, and which of them are wanted."""
-
-    kind: Kind
-    path: str
-    selector: Query = ()
-
-    @property
-    def plural(self) -> str:
-        """The resource as RBAC names it."""
-        return self.path.rsplit("/", 1)[-1]
-
-
-@dataclass(slots=True)
-class WatchStatus:
-    """How one watch is doing; ``last_contact`` is Unix time, 0 before the first byte."""
-
-    kind: Kind
-    is_synced: bool = False
-    last_contact: float = 0.0
-    resource_version: str = ""
-    failures: int = 0
-    error: str = ""
 
 
 class Reflector:
@@ -112,23 +53,20 @@ class Reflector:
         self._client = client
         self._decoder = decoder
         self._emit = emit
-        self._on_error = on_error
         self._tuning = tuning
         self._stopping = stopping
-        self._backoff = Backoff(tuning.backoff_first_s, tuning.backoff_last_s)
+        self._failures = WatchFailures(resource, self.status, on_error, tuning)
         self._version = ""
         self._identity = ""
         self._is_listing = False
         self._is_doubtful = False
         self._has_streaming_list = True
         self._next_list_in_pages = False
-        self._live_since = 0.0
-        self._logged: Cause | None = None
 
     def run(self) -> None:
         """Follow until ``stopping`` is set."""
         while not self._stopping.is_set():
-            self._live_since = float("inf")
+            self._failures.begin()
             try:
                 self._session()
                 continue
@@ -235,7 +173,7 @@ class Reflector:
         """
         doubt = self._other_identity() or self._older_version()
         if doubt:
-            self._count(ApiFailure(Cause.REWOUND, doubt))
+            self._failures.count(ApiFailure(Cause.REWOUND, doubt))
             self._version = ""
         self._is_doubtful = False
 
@@ -264,8 +202,7 @@ class Reflector:
 
     def _consume(self, response: KubeResponse) -> None:
         """Take events until the server ends the watch."""
-        opened_at = self._live_since = time.monotonic()
-        self.status.error = ""
+        opened_at = self._failures.live()
         with response:
             for line in self._lines(response):
                 self._take(line)
@@ -279,7 +216,7 @@ class Reflector:
         framer = LineFramer()
         while chunk := response.read_some():
             self.status.last_contact = time.time()
-            self._settle()
+            self._failures.settle()
             yield from framer.feed(chunk)
         if not framer.is_between_lines:
             raise ApiFailure(Cause.CUT, "the stream ended within an event")
@@ -324,43 +261,15 @@ class Reflector:
             raise ApiFailure(Cause.REWOUND, f"the server sent {version} after {self._version}")
         self._version = self.status.resource_version = version
 
-    # Failures
-
     def _recover(self, failure: ApiFailure) -> float:
         """Decide what to keep after a failure; return how long to wait."""
         if failure.cause == Cause.UNAUTHORIZED:
             self._client.reload()
-        self._settle()
-        self.status.failures += 1
+        self._failures.add(failure)
         if failure.cause in _START_OVER or (failure.cause in _UNREADABLE and self.status.failures >= _UNREADABLE_LIMIT):
             self._version = ""
         if self._is_listing and failure.cause == Cause.TIMEOUT:  # perhaps a server that knows only plain watches
             self._next_list_in_pages = True
         self._is_listing = False
         self._is_doubtful = True
-        self._count(failure)
-        return self._backoff.next_s(failure.retry_after_s)
-
-    def _settle(self) -> None:
-        """Forget past failures once a session has lasted: only then is the server well again."""
-        if self.status.failures and time.monotonic() - self._live_since >= self._tuning.stable_s:
-            log.info("restored kind=%s failures=%d", self._resource.kind, self.status.failures)
-            self.status.failures = 0
-            self._logged = None
-            self._backoff.reset()
-
-    def _count(self, failure: ApiFailure) -> None:
-        """Count a failure; log only the first of its cause until the server is well again."""
-        message = f"{self._resource.kind}: {failure}"
-        self.status.error = str(failure)
-        self._on_error(str(failure.cause), message)
-        level = logging.DEBUG if failure.cause == self._logged else logging.WARNING
-        self._logged = failure.cause
-        log.log(level, "failed kind=%s cause=%s error=%r", self._resource.kind, failure.cause, str(failure))
-        if failure.cause == Cause.FORBIDDEN:
-            log.log(
-                level,
-                "forbidden resource=%s verbs=list,watch remedy=%r",
-                self._resource.plural,
-                "grant the agent's service account list and watch on it, as the ClusterRole in manifests/ does",
-            )
+        return self._failures.next_s(failure)

@@ -12,7 +12,7 @@ from agent.core.records import Delete, Event, Kind, ListEnded, ListStarted, Malf
 from agent.sources.decode import Decoder
 from agent.sources.kube import KubeSource, resources
 from agent.sources.kube_client import HttpTimeouts, KubeClient, KubeTarget
-from agent.sources.kube_reflector import WatchTuning
+from agent.sources.kube_watch import WatchTuning
 from tests.cluster.api_driver import ApiDriver, until
 from tests.cluster.api_servers import AnyApiServer, write_kubeconfig
 

@@ -1,6 +1,7 @@
 """The reconciler: the one thread that owns the model and is the only writer of the maps.
 
-Watchers hand it typed events; it takes in what has gathered, resolves the Services that changed, plans, and applies.
+Watchers hand it typed events; it takes in what has gathered, and has the Services that changed synchronised
+(service_sync.py). What fails is read back and tried again.
 """
 
 from __future__ import annotations
@@ -10,32 +11,26 @@ import queue
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from agent.core.flows import udp_ends
 from agent.core.model import Model
 from agent.core.network import Network
-from agent.core.plan import Plan
 from agent.core.planner import Planner
-from agent.core.records import AddressesChanged, Delete, Event, Kind, Malformed, ObjectKey, SliceRecord, Upsert
-from agent.core.services import DesiredPort, PortName
+from agent.core.records import AddressesChanged, Delete, Event, Kind, Malformed, SliceRecord, Upsert
 from agent.errors import DataplaneError, LoaderError
 from agent.kernel.conntrack import FlowSweep, Undecided
 from agent.kernel.dataplane import Dataplane
 from agent.observe.metrics import Metrics
 from agent.observe.names import NameJournal
+from agent.service_sync import DegradedListener, ServiceSync
 
 log = logging.getLogger("ebproxy.reconciler")
 T = TypeVar("T")
 _BATCH_LIMIT = 20_000
 _RETRY_FLOOR_S = 0.5
-_PLAN_LIMIT = 1_000
 
-
-DegradedListener = Callable[[ObjectKey, str], None]
-"""Told of a service whose port does not fit, and why, once for each reason (a Kubernetes Event, for one)."""
 Question = Callable[[], None]
 """Called on the reconciler's thread."""
 
@@ -63,8 +58,7 @@ class Reconciler:
         self.model = model
         self.dataplane = dataplane
         self.flows = flows
-        self._names = names
-        self.planner = self._read_back()
+        self._services = ServiceSync(model, dataplane, metrics, names, flows, on_degraded)
         self.is_settled = threading.Event()
         """Set while everything that was listed is programmed."""
         self.pending_since: float | None = None
@@ -73,16 +67,11 @@ class Reconciler:
         self._metrics = metrics
         self._sync_period_s = sync_period_s
         self._drift_period_s = drift_period_s
-        self._on_degraded = on_degraded
         self._on_synced = on_synced
         self._has_news = True
         """Whether anything was taken in since ``on_synced`` was last called."""
         self._queue: queue.SimpleQueue[Event | Network | Question | None] = queue.SimpleQueue()
         self._settling = threading.Lock()
-        self._held: set[ObjectKey] = set()
-        """Services left as a former agent left them, until every list is complete."""
-        self._is_first = True
-        self._told: dict[tuple[ObjectKey, PortName], str] = {}
         self._triggers: list[float] = []
         self._taken: Tally[Kind] = Tally()
         self._drained_at: float | None = None
@@ -94,6 +83,11 @@ class Reconciler:
         self._followed: tuple[Network | None, tuple[str, ...] | None] | None = None
         self._faults: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
+
+    @property
+    def planner(self) -> Planner:
+        """What is planned, and so in the maps."""
+        return self._services.planner
 
     def start(self) -> None:
         """Start the thread."""
@@ -240,19 +234,7 @@ class Reconciler:
 
     def _undecided(self) -> Undecided | None:
         """Name what a former agent left and nobody has claimed; None while what is programmed is not as planned."""
-        if self._is_first or self._retry_at is not None:
-            return None
-        found = self.planner.found
-        return Undecided(frozenset(frontend.service for frontend in found.values()), udp_ends(found))
-
-    def _note_flows(self, planned: set[ObjectKey], *, is_full: bool) -> None:
-        if self.flows is None:
-            return
-        for key in planned:
-            self.flows.note(key, self.planner.placements.get(key, ()))
-        if is_full:
-            self.flows.note_all(self.model.services)
-            self.flows.check_all()
+        return self._services.undecided() if self._retry_at is None else None
 
     def _follow(self) -> None:
         """Bring devices and addresses up to date, whether or not the model is to be believed yet."""
@@ -277,91 +259,13 @@ class Reconciler:
         self._faults = faults
 
     def _sync_all(self, now: float) -> None:
-        """Plan and apply until nothing is left; what one plan makes room for is changed by the next."""
-        if self.planner.wake(now):
-            self.model.dirty.update(key for key, _ in self.planner.degraded)
-        if not self.model.incomplete:
-            self.model.dirty |= self._held
-            self._held.clear()
-        while self.model.dirty or self._is_first:
-            dirty, self.model.dirty = self.model.dirty, set()
-            # The older first: what is adopted at start then goes to the one who had it, and never through another.
-            self._sync(sorted(dirty, key=lambda key: (self._created(key), key)), now)
-
-    def _sync(self, dirty: list[ObjectKey], now: float) -> None:
-        """Bring Services up to date, a share of them in each plan: memory follows the share, not the cluster."""
-        planned: set[ObjectKey] = set()
-        is_full = self._is_first
-        for start in range(0, len(dirty), _PLAN_LIMIT):
-            plan = Plan()
-            share = dirty[start : start + _PLAN_LIMIT]
-            planned.update(share)
-            self._plan(share, planned, plan)
-            self._apply(plan, now)
-        self._sync_leftovers(now)
-        self._names.record(placement for key in planned for placement in self.planner.placements.get(key, ()))
-        self._note_flows(planned, is_full=is_full)
-        self._is_first = False
-        self._tell_degraded()
-        self._metrics.synced(time.monotonic() - now, len(dirty), self._triggers, is_full=is_full)
-        self._triggers.clear()
-
-    def _sync_leftovers(self, now: float) -> None:
-        """Remove what a former agent left and nobody claims, once it is certain that nobody will."""
-        if self.model.incomplete or not self.planner.has_leftovers:
-            return
-        unread = {str(key) for key in self.model.unread_services()}
-        spared = self._names.ids_of(unread) if unread else set()
-        plan = Plan()
-        self.planner.plan_leftovers(plan, spared)
-        self._apply(plan, now)
-
-    def _apply(self, plan: Plan, now: float) -> None:
-        self.dataplane.store.apply(plan)
-        for base, order in plan.freed:
-            self.planner.allocator.rest(base, order, now)
-        for number in plan.freed_tables:
-            self.planner.tables.rest(number, now)
-        if plan.removed_frontends or plan.removed_source_ranges:
-            self.model.dirty.update(key for key, _ in self.planner.degraded)
-            if self.flows:
-                self.flows.note_removed(plan.removed_frontends)
-
-    def _plan(self, keys: Iterable[ObjectKey], planned: set[ObjectKey], plan: Plan) -> None:
-        planner = self.planner
-        unread = self.model.unread_services() if self.model.malformed else set()
-        has_leftovers = planner.has_leftovers
-        for key in keys:
-            desired = self._resolve(key)
-            if desired is None or (has_leftovers and self._is_in_doubt(key, desired, unread)):
-                continue
-            planner.plan_service(key, self._created(key), desired, plan)
-            self._metrics.lacks_local(key, [(it.port.family, policy) for it in desired for policy in it.lacks_local])
-        again, planner.to_replan = planner.to_replan, set()
-        if again:
-            planned |= again
-            self._plan(sorted(again, key=lambda key: (self._created(key), key)), planned, plan)
-
-    def _is_in_doubt(self, key: ObjectKey, desired: list[DesiredPort], unread: set[ObjectKey]) -> bool:
-        """Whether a Service is to stay as a former agent left it, because not all of it could be read yet."""
-        is_left = any(self.planner.is_found(port.frontends) for port in desired)
-        if is_left and self.model.incomplete:
-            self._held.add(key)
-            return True
-        return is_left and key in unread
-
-    def _created(self, key: ObjectKey) -> str:
-        service = self.model.services.get(key)
-        return service.created if service else ""
-
-    def _resolve(self, key: ObjectKey) -> list[DesiredPort] | None:
-        """Resolve one Service; one that cannot be costs no other."""
-        try:
-            return list(self.model.desired(key))
-        except Exception:
-            self._metrics.error("resolve")
-            log.exception("service %s cannot be resolved; what is programmed for it stays", key)
-            return None
+        """Synchronise until nothing is left; what one plan makes room for is changed by the next."""
+        self._services.wake(now)
+        while self._services.is_due:
+            is_full = self._services.is_first
+            count = self._services.sync(now)
+            self._metrics.synced(time.monotonic() - now, count, self._triggers, is_full=is_full)
+            self._triggers.clear()
 
     def _activate(self) -> None:
         """Turn the hooks to this layout, now that it is filled."""
@@ -375,21 +279,9 @@ class Reconciler:
         log.error("%s; trying again in %.1f s", error, self._retry_s)
         self._retry_s = min(self._retry_s * 2, self._sync_period_s)
         try:
-            self._start_anew()
+            self._services.start_anew()
         except (DataplaneError, OSError) as second:
             log.error("reading back the maps: %s", second)
-
-    def _start_anew(self) -> None:
-        self.planner = self._read_back()
-        self.model.dirty.update(self.model.services)
-        self._is_first = True
-
-    def _read_back(self) -> Planner:
-        store = self.dataplane.store
-        sizes = self.dataplane.options.sizes
-        # One frontend is left to the self-test, which an agent must pass also where the map is full.
-        state, last_id = store.read_state(), self._names.last_id
-        return Planner(sizes.segments, sizes.frontends - 1, state, last_id, sizes.source_ranges, sizes.maglev_tables)
 
     def _heal_drift(self) -> None:
         """Compare hooks and maps with what was planned; attach again, or read back and plan anew."""
@@ -402,13 +294,4 @@ class Reconciler:
         if differing:
             self._metrics.drift(differing)
             log.warning("%d map entries are not as they were written; healing", differing)
-            self._start_anew()
-
-    def _tell_degraded(self) -> None:
-        degraded = dict(self.planner.degraded)
-        for place, reason in degraded.items():
-            if self._told.get(place) != reason:
-                service, port = place
-                log.error("service %s port %s is degraded: %s", service, port, reason)
-                self._on_degraded(service, f"port {port}: {reason}")
-        self._told = degraded
+            self._services.start_anew()

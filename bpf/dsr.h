@@ -46,6 +46,13 @@ static __always_inline bool dsr_is_due(const struct packet *packet)
 	return (packet->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
+/* Write an option behind the IP header, where room is made for it. */
+static __always_inline int dsr_insert(struct __sk_buff *skb, u32 l3_size, void *option, u32 size)
+{
+	return bpf_skb_adjust_room(skb, size, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO)
+		       ?: bpf_skb_store_bytes(skb, ETH_SIZE + l3_size, option, size, 0);
+}
+
 static __always_inline int dsr_write_ipv4(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct dsr_ipv4 option = {
@@ -57,8 +64,7 @@ static __always_inline int dsr_write_ipv4(struct __sk_buff *skb, const struct pa
 	struct ipv4_header *header;
 	__be16 length, longer;
 
-	if (bpf_skb_adjust_room(skb, sizeof(option), BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO) ||
-	    bpf_skb_store_bytes(skb, ETH_SIZE + sizeof(*header), &option, sizeof(option), 0))
+	if (dsr_insert(skb, sizeof(*header), &option, sizeof(option)))
 		return -1;
 	header = (void *)(long)skb->data + ETH_SIZE;
 	if ((void *)(header + 1) > (void *)(long)skb->data_end)
@@ -87,8 +93,7 @@ static __always_inline int dsr_write_ipv6(struct __sk_buff *skb, const struct pa
 	};
 	struct ipv6_header *header;
 
-	if (bpf_skb_adjust_room(skb, sizeof(option), BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO) ||
-	    bpf_skb_store_bytes(skb, ETH_SIZE + sizeof(*header), &option, sizeof(option), 0))
+	if (dsr_insert(skb, sizeof(*header), &option, sizeof(option)))
 		return -1;
 	header = (void *)(long)skb->data + ETH_SIZE;
 	if ((void *)(header + 1) > (void *)(long)skb->data_end)

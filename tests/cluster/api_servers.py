@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import pytest
+
 from tests.cluster.api_driver import NAMESPACES, ApiDriver, service
 from tests.cluster.api_store import Resource, Store
 from tests.cluster.apiserver import ApiServer, Options
+from tests.cluster.real_apiserver import RealApiServer, assets
 
 OUR_TOKEN = "admin-of-the-tests"
 
@@ -75,6 +81,26 @@ class OurApiServer:
         if self.has_kubernetes:
             kubernetes = service("kubernetes", 443, clusterIP="10.96.0.1")
             self.server.store.create(Resource("", "v1", "services"), "default", kubernetes)
+
+
+@contextmanager
+def running(name: str, directory: Path) -> Iterator[AnyApiServer]:
+    """Run "ours" or the "real" one, which leaves its files in ``directory``; both have what a new cluster has.
+
+    To leave the real one out is allowed only where nobody named its binaries.
+    """
+    server: AnyApiServer = OurApiServer(has_kubernetes=True)
+    if name == "real":
+        binaries = assets()
+        if binaries is None:
+            assert not os.environ.get("KUBEBUILDER_ASSETS"), "KUBEBUILDER_ASSETS has no kube-apiserver and etcd"
+            pytest.skip("no real API server: KUBEBUILDER_ASSETS is not set")
+        server = RealApiServer(binaries, directory)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 def driver(server: AnyApiServer, namespace: str = "") -> ApiDriver:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import pytest
 
-from tests.cluster.api_servers import AnyApiServer, OurApiServer
-from tests.cluster.real_apiserver import RealApiServer, assets
+from tests.cluster.api_servers import AnyApiServer, OurApiServer, running
 from tests.cluster.three_nodes import Service, ThreeNodes
 from tests.requirements import require_root
 
@@ -20,27 +19,8 @@ _serial = itertools.count()
 @pytest.fixture(scope="session", params=["ours", "real"])
 def shared_api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyApiServer]:
     """An API server that the session's tests share, each in a namespace of its own."""
-    if request.param == "ours":
-        ours = OurApiServer(has_kubernetes=True)
-        ours.start()
-        yield ours
-        ours.stop()
-        return
-    yield from _real(tmp_path_factory)
-
-
-def _real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealApiServer]:
-    """Start the real one; to leave it out is allowed only where nobody named its binaries."""
-    binaries = assets()
-    if binaries is None:
-        assert not os.environ.get("KUBEBUILDER_ASSETS"), "KUBEBUILDER_ASSETS has no kube-apiserver and etcd"
-        pytest.skip("no real API server: KUBEBUILDER_ASSETS is not set")
-    server = RealApiServer(binaries, tmp_path_factory.mktemp("real-apiserver"))
-    try:
-        server.start()
+    with running(request.param, tmp_path_factory.mktemp("apiserver")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -59,7 +39,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ExitStack() as stack:
         api: AnyApiServer
         if os.environ.get("EBPROXY_REAL_API"):
-            api = stack.enter_context(contextmanager(_real)(tmp_path_factory))
+            api = stack.enter_context(running("real", tmp_path_factory.mktemp("apiserver")))
         else:
             api = OurApiServer()
             api.start()

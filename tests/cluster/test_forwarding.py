@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.cluster.api_driver import NODES, SERVICES, SLICES, ApiDriver
-from tests.cluster.api_servers import AnyApiServer, OurApiServer, driver, write_kubeconfig
-from tests.cluster.real_apiserver import RealApiServer, assets
+from tests.cluster.api_servers import AnyApiServer, driver, running, write_kubeconfig
 from tests.cluster.relay import Relay
 from tests.lab.agents import Agent
 from tests.lab.lab import Lab, Pod
@@ -111,19 +110,8 @@ class Cluster:
 def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyApiServer]:
     """An API server of this module's own: it is killed and emptied."""
     require_root()
-    server: RealApiServer | OurApiServer
-    if request.param == "ours":
-        server = OurApiServer(has_kubernetes=True)
-    else:
-        binaries = assets()
-        if binaries is None:
-            pytest.skip("no real API server: KUBEBUILDER_ASSETS is not set")
-        server = RealApiServer(binaries, tmp_path_factory.mktemp("forwarding-apiserver"))
-    try:
-        server.start()
+    with running(request.param, tmp_path_factory.mktemp("apiserver")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,13 @@ Source: test/e2e/network of Kubernetes: service.go, networking.go, conntrack.go,
 
 from __future__ import annotations
 
-import http.client
 import itertools
 from functools import partial
 
 import pytest
 
-from tests.cluster.fleet import NODES, Fleet, follow
-from tests.lab import netns
+from tests.cluster.fleet import Fleet, follow
+from tests.cluster.nodes import COUNT, health_status
 from tests.lab.manifests import Endpoint, endpoint_slice
 from tests.lab.polling import until
 from tests.lab.traffic import MODES, PACKET_MODES
@@ -63,7 +62,7 @@ def test_every_node_reaches_every_backend(fleet, everywhere, kind, mode, family)
 def test_the_node_ports_of_all_nodes(fleet, everywhere, mode, family):
     """From everywhere to everywhere: a pod asks other nodes, too."""
     for client in (fleet.outside, fleet.pods[0], fleet.hosts[1]):
-        for node in range(NODES):
+        for node in range(COUNT):
             answers = client.ask_often(mode, *everywhere.at("NodePort", family, node), 16)
             assert {answer.error for answer in answers} == {""}
             assert {answer.name for answer in answers} == ALL_WEB
@@ -84,22 +83,14 @@ def test_external_traffic_policy_local_and_back(fleet, service, mode, family):
     assert [health(node, 32_100) for node in fleet.nodes] == [503, 200, 503]
 
     service.publish(fleet.web[1:2])
-    for node in range(NODES):
+    for node in range(COUNT):
         follow(lambda: fleet.outside.ask(mode, *service.at("NodePort", family, node), 0.3), "web-2")  # noqa: B023
     until(lambda: {health(node, 32_100) for node in fleet.nodes} == {0}, "no health check listens")
 
 
 def health(node, port: int) -> int:
     """Ask for a Service's health on a node; 0 = nobody listens."""
-    with netns.entered(node.netns):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/anything")
-            return connection.getresponse().status
-        except ConnectionRefusedError:
-            return 0
-        finally:
-            connection.close()
+    return health_status(node.netns, "127.0.0.1", port)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -124,7 +115,7 @@ def test_endpoints_in_the_network_of_their_node(fleet, service, mode, family):
         for place, client in fleet.clients.items():
             answer = client.ask(mode, *service.at("ClusterIP", family))
             assert answer.name == "host-web", (place, answer)
-        for number in range(NODES):
+        for number in range(COUNT):
             assert fleet.outside.ask(mode, *service.at("NodePort", family, number)).name == "host-web"
     finally:
         server.terminate()

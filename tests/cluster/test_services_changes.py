@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.cluster.three_nodes import COUNT, KINDS, endpoints, outcome
+from tests.cluster.nodes import COUNT
+from tests.cluster.three_nodes import KINDS, endpoints, outcome
 from tests.lab import netns
 from tests.lab.manifests import Port
 

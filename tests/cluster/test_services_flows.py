@@ -13,7 +13,8 @@ from functools import partial
 
 import pytest
 
-from tests.cluster.three_nodes import COUNT, KINDS
+from tests.cluster.nodes import COUNT
+from tests.cluster.three_nodes import KINDS
 from tests.lab import netns, speech
 from tests.lab.polling import until
 from tests.lab.processes import Place, end

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster.three_nodes import COUNT, KINDS, endpoints, outcome
+from tests.cluster.nodes import COUNT
+from tests.cluster.three_nodes import KINDS, endpoints, outcome
 from tests.lab.manifests import Endpoint
 from tests.lab.processes import end
 from tests.lab.traffic import MODES, PACKET_MODES

@@ -6,13 +6,12 @@ Source: test/e2e/network/{service,loadbalancer,traffic_distribution}.go of Kuber
 
 from __future__ import annotations
 
-import http.client
 import time
 
 import pytest
 
-from tests.cluster.three_nodes import COUNT, KINDS, ZONES, endpoints, outcome
-from tests.lab import netns
+from tests.cluster.nodes import COUNT, health_status
+from tests.cluster.three_nodes import KINDS, ZONES, endpoints, outcome
 from tests.lab.manifests import Endpoint
 from tests.lab.polling import until
 from tests.lab.processes import end
@@ -46,19 +45,8 @@ def external_local(service):
 
 def health(cluster, service):
     """What each node's health check says to a load balancer; 0 = nobody listens."""
-    return [_health(cluster, node, service.health_port) for node in cluster.nodes]
-
-
-def _health(cluster, node, port):
-    with netns.entered(cluster.outsider.netns):
-        connection = http.client.HTTPConnection(node.addresses[0], port, timeout=5)
-        try:
-            connection.request("GET", "/anything")
-            return connection.getresponse().status
-        except ConnectionRefusedError:
-            return 0
-        finally:
-            connection.close()
+    outside = cluster.outsider.netns
+    return [health_status(outside, node.addresses[0], service.health_port) for node in cluster.nodes]
 
 
 @pytest.mark.parametrize("mode", PACKET_MODES)

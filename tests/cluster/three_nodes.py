@@ -9,90 +9,48 @@ outside ──┐ fabric
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 from tests.cluster.api_driver import NODES, SERVICES, SLICES
 from tests.cluster.api_servers import AnyApiServer, driver, write_kubeconfig
+from tests.cluster.nodes import COUNT, POD_RANGES, Nodes, Offer
 from tests.cluster.relay import Relay
 from tests.lab.agents import Agent
-from tests.lab.lab import Lab, Pod
+from tests.lab.lab import Pod
 from tests.lab.manifests import NAMESPACE, Endpoint, Object, Port, endpoint_slice, node, service
 from tests.lab.polling import until
 from tests.lab.scene import TARGETS
+from tests.lab.stage import Backend, slice_of
 from tests.lab.traffic import Client
 
-COUNT = 3
 ZONES = ("zone-a", "zone-b", "zone-a")
 KINDS = ("ClusterIP", "NodePort", "externalIP", "LoadBalancer")
-POD_RANGES = "10.180.0.0/16,fd00:10:180::/48"
 SIZES = {"frontends": 4096, "segments": 8192, "socketOrigins": 4096, "peerOrigins": 4096}
-START_LIMIT_S = 120  # three agents compile at once
 SYNC_LIMIT_S = 15
 _BEACON = "10.96.255.1"
-Backend = Pod | Endpoint
 
 
-class ThreeNodes:
-    """A context manager. ``clients``: by where they are, ``pod-1`` to ``pod-3``, ``host-1`` to ``host-3``, ``outside``.
-
-    ``web``: a pod on each node with a server that says its name. ``config`` is the agents'.
-    """
+class ThreeNodes(Nodes):
+    """A context manager; ``config`` is the agents'."""
 
     def __init__(self, api: AnyApiServer, **config: Any) -> None:
+        super().__init__()
         self.config = {"clusterCIDR": POD_RANGES, "mapSizes": SIZES, **config}
-        self._stack = ExitStack()
         self._beacon = self._serial = 0
-        try:
-            self.lab = self._stack.enter_context(Lab(COUNT))
-            self.nodes = self.lab.nodes
-            self.web = [node.add_pod(f"web-{node.number}", *TARGETS) for node in self.nodes]
-            self.shoppers = [node.add_pod(f"shopper-{node.number}") for node in self.nodes]
-            self.outsider = self.lab.outsider()
-            self.pods = [pod.client() for pod in self.shoppers]
-            self.hosts = [node.client() for node in self.nodes]
-            self.outside = self.outsider.client()
+        with self.closed_on_failure():
             for network in ("10.96.0.0/16", "fd00:96::/112", "198.18.0.0/15", "2001:db8::/32"):
                 self.outsider.route(network, self.nodes[0])
             self.api = driver(api, NAMESPACE)
             for found, zone in zip(self.nodes, ZONES, strict=True):
                 self.api.create(NODES, node(found.name, found.addresses, found.pod_ranges, zone))
             self.agents = [self._make_agent(api, number) for number in range(COUNT)]
-        except BaseException:
-            self.close()
-            raise
 
     def _make_agent(self, api: AnyApiServer, number: int) -> Agent:
         node = self.nodes[number]
         self._stack.enter_context(Relay(node.netns, urlsplit(api.url).port or 0))
         kubeconfig = write_kubeconfig(node.directory / "kubeconfig", api)
         return Agent(node, flags=("--kubeconfig", str(kubeconfig)), **self.config)
-
-    def __enter__(self) -> Self:
-        try:
-            for agent in self.agents:
-                agent.start()
-            for agent in self.agents:
-                agent.wait(START_LIMIT_S)
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take everything down."""
-        self._stack.close()
-
-    @property
-    def clients(self) -> dict[str, Client]:
-        """Every client, by where it is."""
-        named = {f"pod-{number}": client for number, client in enumerate(self.pods, start=1)}
-        named |= {f"host-{number}": client for number, client in enumerate(self.hosts, start=1)}
-        return named | {"outside": self.outside}
 
     def service(self) -> Service:
         """Name a Service: its addresses and ports are nobody else's."""
@@ -119,11 +77,12 @@ class ThreeNodes:
             until(agent.is_settled, f"{agent.node.name} has programmed everything", SYNC_LIMIT_S)
 
 
-class Service:
+class Service(Offer):
     """A dual-stack Service of every kind: where it is reached, and what is written of it. ``ports`` may be replaced."""
 
     def __init__(self, cluster: ThreeNodes, number: int) -> None:
         self._cluster = cluster
+        self.nodes = cluster.nodes
         self._written: dict[tuple[str, str], Object] = {}
         high, low = 1 + number // 250, 1 + number % 250
         self.name = f"svc-{number}"
@@ -139,12 +98,6 @@ class Service:
         return tuple(
             Port(f"http-{protocol.lower()}", 80, TARGETS[0], protocol, self.node_port) for protocol in protocols
         )
-
-    def at(self, kind: str, family: int, node: int = 0) -> tuple[str, int]:
-        """Address and port by kind of frontend; family 0 = IPv4, 1 = IPv6; ``node``: whose NodePort, from 0."""
-        if kind == "NodePort":
-            return self._cluster.nodes[node].addresses[family], self.node_port
-        return {"ClusterIP": self.ips, "externalIP": self.external, "LoadBalancer": self.balanced}[kind][family], 80
 
     def publish(self, backends: Sequence[Backend] = (), *, slices: Sequence[Object] | None = None, **spec: Any) -> Self:
         """Write the whole Service and its slices, and wait until every node has it; ``spec`` is what it describes."""
@@ -170,16 +123,12 @@ class Service:
             made["status"] = {"loadBalancer": {"ingress": given}}
         return made
 
-    def slices(self, backends: Iterable[Backend], ports: Sequence[Port] | None = None, name: str = "") -> list[Object]:
+    def slices(self, backends: Sequence[Backend], ports: Sequence[Port] | None = None, name: str = "") -> list[Object]:
         """Build a slice for each family: pods in both, endpoints in their own."""
-        backends = list(backends)
-        made = []
-        for family in (4, 6):
-            endpoints = [each.endpoint(family) if isinstance(each, Pod) else each for each in backends]
-            fitting = [endpoint for endpoint in endpoints if (":" in endpoint.address) == (family == 6)]
-            title = f"{self.name}{name}-{family}"
-            made.append(endpoint_slice(self.name, fitting, ports or self.ports, name=title, ipv6=family == 6))
-        return made
+        return [
+            slice_of(self.name, backends, ports or self.ports, family, f"{self.name}{name}-{family}")
+            for family in (4, 6)
+        ]
 
     def write(self, described: Object | None, slices: Sequence[Object]) -> None:
         """Create, update and delete until the API server has these objects of the Service, and no others."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 from tests.lab.agents import Agent
 from tests.lab.lab import Lab, Pod
-from tests.lab.manifests import WEB, Endpoint, Manifests, Port, endpoint_slice, service
+from tests.lab.manifests import WEB, Manifests, Port, service
+from tests.lab.stage import Backend, Stage, slice_of
 from tests.lab.traffic import Client
 
 TARGETS = (8080, 8081)
 # Small maps are read back quickly; what needs large or tiny ones says so.
 SIZES = {"frontends": 4096, "segments": 8192, "socketOrigins": 1024, "peerOrigins": 1024}
-Backend = Pod | Endpoint
 
 
-class Scene:
+class Scene(Stage):
     """A context manager. ``web``: pods with servers at TARGETS; ``pod`` and ``host``: clients; one Service a file.
 
     Of several ``nodes``, the first has the agent, and each of the others one pod of ``far``.
@@ -25,7 +25,7 @@ class Scene:
 
     def __init__(self, web: int = 3, *, nodes: int = 1, overlay: bool = False, **config: Any) -> None:
         self.lab = Lab(nodes, overlay=overlay)
-        try:
+        with self.closed_on_failure():
             self.node = self.lab.nodes[0]
             self.web = [self.node.add_pod(f"web-{number}", *TARGETS) for number in range(1, web + 1)]
             self.far = [node.add_pod(f"far-{node.number}", *TARGETS) for node in self.lab.nodes[1:]]
@@ -35,24 +35,10 @@ class Scene:
             self.manifests = Manifests(self.node.directory / "manifests")
             self.manifests.write("node", self.node.manifest())
             self.agent = Agent(self.node, self.manifests, **({"mapSizes": SIZES} | config))
-        except BaseException:
-            self.lab.close()
-            raise
+        self.agents = [self.agent]
         self._numbers: dict[str, int] = {}
 
-    def __enter__(self) -> Self:
-        try:
-            self.agent.start().wait()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Take everything down."""
         self.lab.close()
 
     @property
@@ -69,15 +55,9 @@ class Scene:
         self, name: str, backends: Sequence[Backend], ports: Sequence[Port] = WEB, **spec: Any
     ) -> tuple[str, str]:
         """Write the file of a dual-stack Service, and return its ClusterIPs."""
-        slices = [self.slice(name, backends, ports, family) for family in (4, 6)]
+        slices = [slice_of(name, backends, ports, family) for family in (4, 6)]
         self.manifests.write(name, service(name, self.ips(name), ports, **spec), *slices)
         return self.ips(name)
-
-    def slice(self, name: str, backends: Sequence[Backend], ports: Sequence[Port] = WEB, family: int = 4) -> Any:
-        """Build one EndpointSlice: pods in their address of the family, endpoints where they are of it."""
-        endpoints = [backend.endpoint(family) if isinstance(backend, Pod) else backend for backend in backends]
-        fitting = [e for e in endpoints if (":" in e.address) == (family == 6)]
-        return endpoint_slice(name, fitting, ports, ipv6=family == 6)
 
     def publish(self, name: str, pods: Sequence[Pod], ports: Sequence[Port] = WEB, **spec: Any) -> tuple[str, str]:
         """Write a Service over pods and wait until it is programmed; returns its ClusterIPs."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from tests.lab.manifests import Port
 from tests.lab.polling import until
-from tests.lab.scene import Backend, Scene
+from tests.lab.scene import Scene
+from tests.lab.stage import Backend
 from tests.lab.traffic import Client
 
 KINDS = ("ClusterIP", "NodePort", "externalIP", "LoadBalancer")

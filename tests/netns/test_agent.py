@@ -13,6 +13,7 @@ from agent.core.addresses import parse_address
 from tests.lab.agents import HEALTH_PORT, METRICS_PORT
 from tests.lab.manifests import service
 from tests.lab.polling import until
+from tests.lab.stage import slice_of
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ def test_a_malformed_object_costs_only_itself(scene, name, spec, field):
     other = scene.ips(f"{name}-other")
     counted = scene.agent.metric("ebproxy_malformed_objects_total", kind="Service")
 
-    slices = [scene.slice(name, scene.web[:1], family=family) for family in (4, 6)]
-    neighbour = [service(f"{name}-other", other), scene.slice(f"{name}-other", scene.web[1:2])]
+    slices = [slice_of(name, scene.web[:1], family=family) for family in (4, 6)]
+    neighbour = [service(f"{name}-other", other), slice_of(f"{name}-other", scene.web[1:2])]
     malformed = service(name, ips)
     malformed["spec"] |= spec
     scene.manifests.write(name, malformed, *slices, *neighbour)

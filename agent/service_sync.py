@@ -109,8 +109,8 @@ class ServiceSync:
 
     def _apply(self, plan: Plan, now: float) -> None:
         self._dataplane.store.apply(plan)
-        for base, order in plan.freed:
-            self.planner.allocator.rest(base, order, now)
+        for base, size in plan.freed:
+            self.planner.allocator.rest(base, size, now)
         for number in plan.freed_tables:
             self.planner.tables.rest(number, now)
         if plan.removed_frontends or plan.removed_source_ranges:

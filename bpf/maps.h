@@ -16,7 +16,8 @@ BPF_HASH(frontends, struct frontend_key, struct frontend, 1);
 
 /*
  * slot -> header or backend. Written by the agent, backends before headers; read twice for each translation.
- * Sized by mapSizes.segments: for each service port and family, its endpoints plus one, rounded up to a power of two.
+ * Sized by mapSizes.segments: for each service port and family, its endpoints plus one, rounded up to a power of two
+ * or to three quarters of one.
  */
 BPF_ARRAY(segments, struct slot, 2);
 

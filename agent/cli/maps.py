@@ -11,7 +11,7 @@ from agent.cli.output import print_json, print_table
 from agent.cli.view import open_store
 from agent.core.abi import FIRST_FREE_SLOT
 from agent.core.plan import split_slots
-from agent.core.segments import order_for
+from agent.core.segments import block_size
 from agent.kernel import bpf
 from agent.kernel.maps import MapStore
 
@@ -58,7 +58,7 @@ def _count(name: str, opened: bpf.Map, store: MapStore) -> int:
     """
     if name == "segments":
         segments = store.read_state().segments.values()
-        return FIRST_FREE_SLOT + sum(1 << order_for(1 + len(split_slots(slots))) for slots, _ in segments)
+        return FIRST_FREE_SLOT + sum(block_size(1 + len(split_slots(slots))) for slots, _ in segments)
     if name == "maglev_tables":
         return len(store.read_state().tables)
     if opened.info.type in {bpf.MapType.ARRAY, bpf.MapType.PERCPU_ARRAY}:

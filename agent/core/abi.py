@@ -210,7 +210,7 @@ class MapSizes:
     """Capacities, in entries. ``socket_origins`` is a power of two."""
 
     frontends: int = 65_536
-    segments: int = 196_608
+    segments: int = 131_072
     socket_origins: int = 32_768
     peer_origins: int = 8_192
     conntrack: int = 98_304

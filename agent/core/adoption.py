@@ -8,7 +8,7 @@ from agent.core.abi import BASE_DROP, FIRST_FREE_SLOT, SLOT, unpack_source_range
 from agent.core.frontends import Role, Which
 from agent.core.placing import free
 from agent.core.plan import KernelState, Placement, Plan, Segment
-from agent.core.segments import SegmentAllocator, order_for
+from agent.core.segments import SegmentAllocator, block_size
 from agent.core.services import DesiredPort
 from agent.core.tables import Tables
 
@@ -23,11 +23,11 @@ class Leftovers:
         self._ranges: dict[int, set[bytes]] = {}
         self._adopted_ids: set[int] = set()
         for base, (slots, is_silent) in sorted(state.segments.items()):
-            order = order_for(1 + len(slots) // SLOT.size)
-            if base >= FIRST_FREE_SLOT and allocator.reserve(base, order):
+            size = block_size(1 + len(slots) // SLOT.size)
+            if allocator.reserve(base, size):
                 number = state.tables.get(base)
                 table = tables.adopt(number) if number else None
-                self._segments[base] = Segment(base, order, slots, is_silent, table)
+                self._segments[base] = Segment(base, size, slots, is_silent, table)
         for key in state.source_ranges:
             service, _, _ = unpack_source_range(key)
             self._ranges.setdefault(service, set()).add(key)

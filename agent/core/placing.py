@@ -2,14 +2,14 @@
 
 A segment that keeps its size is edited in place: a new backend goes into the hole a removed one leaves, or behind the
 last; a hole that stays is filled with the last backend before the header's count is lowered. One that outgrows its
-block is written anew elsewhere, and the frontends are turned to it.
+block, or needs much less, is written anew elsewhere, and the frontends are turned to it.
 """
 
 from __future__ import annotations
 
 from agent.core.abi import BASE_DROP, BASE_REJECT
 from agent.core.plan import Plan, Segment, split_slots
-from agent.core.segments import SegmentAllocator, order_for
+from agent.core.segments import SegmentAllocator, block_size
 from agent.core.services import Backends
 from agent.core.tables import release_table
 from agent.errors import CapacityError
@@ -21,9 +21,9 @@ def place(segment: Segment, want: Backends, allocator: SegmentAllocator, plan: P
     if not want.slots and not segment.is_owned:
         segment.base = BASE_DROP if want.is_silent else BASE_REJECT
         segment.is_silent = want.is_silent
-    elif not segment.is_owned or needed > 1 << segment.order:
+    elif not segment.is_owned or needed > segment.size:
         _grow(segment, want, allocator, plan)
-    elif want.slots and needed <= 1 << segment.order >> 2:
+    elif want.slots and _is_roomy(segment, needed):
         _shrink(segment, want, allocator, plan)
     else:
         _edit(segment, want, plan)
@@ -32,17 +32,25 @@ def place(segment: Segment, want: Backends, allocator: SegmentAllocator, plan: P
 def free(segment: Segment | None, plan: Plan) -> None:
     """Give a segment's slots, and its table, back once the plan is carried out."""
     if segment and segment.is_owned:
-        plan.freed.append((segment.base, segment.order))
+        plan.freed.append((segment.base, segment.size))
         release_table(segment, plan)
+
+
+def _is_roomy(segment: Segment, needed: int) -> bool:
+    """Tell whether a block that is smaller by four slots or more has room for what is needed, and some to spare.
+
+    Without the spare a Service whose endpoints come and go would move each time.
+    """
+    return block_size(needed + 1 + needed // 16) <= segment.size - 4
 
 
 def _move(segment: Segment, want: Backends, allocator: SegmentAllocator, plan: Plan) -> None:
     """Write the backends into a new block of the right size. Raises: CapacityError, with nothing changed."""
-    order = order_for(1 + len(want.slots))
-    base = allocator.allocate(order)
+    size = block_size(1 + len(want.slots))
+    base = allocator.allocate(size)
     if segment.is_owned:
-        plan.freed.append((segment.base, segment.order))
-    segment.base, segment.order = base, order
+        plan.freed.append((segment.base, segment.size))
+    segment.base, segment.size = base, size
     segment.slots = b"".join(want.slots)
     segment.is_silent = want.is_silent
     plan.backends.append((base + 1, segment.slots))
@@ -65,7 +73,7 @@ def _grow(segment: Segment, want: Backends, allocator: SegmentAllocator, plan: P
         if segment.is_owned:
             had = set(split_slots(segment.slots))
             by_age = sorted(want.slots, key=lambda slot: slot not in had)
-            fitting = tuple(by_age[: (1 << segment.order) - 1])
+            fitting = tuple(by_age[: segment.size - 1])
             _edit(segment, Backends(fitting, is_silent=False), plan)
         raise
 

@@ -89,13 +89,13 @@ class Table:
 
 @dataclass(slots=True)
 class Segment:
-    """Backends in the array: ``1 << order`` slots from ``base``, or a shared empty segment (order 0, nothing owned).
+    """Backends in the array: a block of ``size`` slots from ``base``, or a shared empty segment (nothing owned).
 
     ``slots`` are the backends end to end, in the order of the array.
     """
 
     base: int = BASE_REJECT
-    order: int = 0
+    size: int = 0
     slots: bytes = b""
     is_silent: bool = False
     table: Table | None = None

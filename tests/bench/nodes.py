@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from agent.core.abi import MapSizes
+from agent.core.abi import FIRST_FREE_SLOT, MapSizes
 from agent.core.model import Model
 from agent.core.network import Network, PodDetection
 from agent.core.plan import Plan
 from agent.core.planner import Planner
 from agent.core.records import AddressesChanged
+from agent.core.segments import block_size
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
 from agent.kernel.netlink import Netlink, read_network
 from agent.kernel.programs import ProgramOptions
@@ -24,9 +25,9 @@ from tests.lab import netns
 
 def sizes_for(population: Population) -> MapSizes:
     """The default sizes, or larger ones where the Services would not fit."""
-    # One UDP port, and the block that the shared empty segments are in.
-    segments = population.services + 2
-    slots = segments << population.endpoints.bit_length()
+    # One UDP port, and segments of Local policies.
+    segments = population.services + 1 + population.services // 10
+    slots = FIRST_FREE_SLOT + segments * block_size(1 + population.endpoints)
     default = MapSizes()
     return dataclasses.replace(
         default,

@@ -10,7 +10,7 @@ from tests.lab.polling import until
 from tests.lab.scene import SIZES
 
 ONE = [Port("http", 80, 8080)]
-# Endpoints that nobody asks, to take room: IPv4 alone, so a segment of count + 1 slots, rounded up to a power of two.
+# Endpoints that nobody asks, to take room: IPv4 alone, so a segment of count + 1 slots: a block of eight.
 FILLING = [Endpoint(f"10.180.9.{number}") for number in range(1, 8)]
 
 
@@ -56,8 +56,8 @@ def test_frontends_are_full(make_scene):
 
 @pytest.fixture
 def crowded(make_scene):
-    """Thirty-two slots: one Service with a segment of two, two of eight: no room for sixteen."""
-    scene = make_scene(mapSizes=SIZES | {"segments": 32})
+    """Twenty-eight slots: one Service with a segment of two, two of eight: no room for twelve."""
+    scene = make_scene(mapSizes=SIZES | {"segments": 28})
     scene.manifests.write("node", scene.node.manifest())
     for name in ("block-1", "block-2"):
         scene.write(name, FILLING, ONE)

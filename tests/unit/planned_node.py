@@ -13,7 +13,7 @@ from tests.builders import endpoint_text, frontend, key, pods
 from tests.property.fake_maps import REFUSED, SILENT, FakeMaps, apply_watched
 
 WEB, API = "web", "api"
-A, B, C, D = pods(4)
+A, B, C, D, E = pods(5)
 F80, F81 = frontend(port=80), frontend(port=81)
 OLD, NEW = "2020-01-01T00:00:00Z", "2021-01-01T00:00:00Z"
 Setting = tuple[str, Sequence[DesiredPort]] | tuple[str, Sequence[DesiredPort], str]
@@ -51,8 +51,8 @@ class Node:
 
     def apply(self, plan: Plan) -> Plan:
         apply_watched(self.maps, plan)
-        for base, order in plan.freed:
-            self.planner.allocator.rest(base, order, self.now)
+        for base, size in plan.freed:
+            self.planner.allocator.rest(base, size, self.now)
         for number in plan.freed_tables:
             self.planner.tables.rest(number, self.now)
         return plan

@@ -8,13 +8,13 @@ from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, Frontend, pa
 from agent.core.plan import KernelState
 from tests.builders import frontend, key, pods, slots, want
 from tests.property.fake_maps import REFUSED, Answer, FakeMaps
-from tests.unit.planned_node import API, F80, F81, NEW, OLD, WEB, A, B, C, D, Node, shown, written
+from tests.unit.planned_node import API, F80, F81, NEW, OLD, WEB, A, B, C, D, E, Node, shown, written
 
 # before, after, (backends, headers, frontends, removed) written, whether the segment stays
 EDITS = [
     pytest.param([A, B], [A, B], (0, 0, 0, 0), True, id="nothing-changed"),
     pytest.param([A, B], [B, A], (0, 0, 0, 0), True, id="only-the-order"),
-    pytest.param([A, B], [A, B, C], (1, 1, 0, 0), True, id="one-more-where-there-is-room"),
+    pytest.param([A, B, C, D], [A, B, C, D, E], (1, 1, 0, 0), True, id="one-more-where-there-is-room"),
     pytest.param([A, B, C], [A, B, C, D], (4, 1, 1, 0), False, id="one-more-than-fits"),
     pytest.param([A, B, C], [A, B], (0, 1, 0, 0), True, id="the-last-goes"),
     pytest.param([A, B, C], [B, C], (1, 1, 0, 0), True, id="the-first-goes-the-last-fills-its-hole"),
@@ -26,6 +26,8 @@ EDITS = [
     pytest.param([], [], (0, 0, 0, 0), True, id="stays-empty"),
     pytest.param(pods(7), pods(6), (0, 1, 0, 0), True, id="seven-to-six"),
     pytest.param(pods(7), pods(1), (1, 1, 1, 0), False, id="seven-to-one-moves-to-a-smaller-segment"),
+    pytest.param(pods(15), pods(11), (0, 1, 0, 0), True, id="four-less-but-none-to-spare-in-a-smaller-one"),
+    pytest.param(pods(15), pods(10), (10, 1, 1, 0), False, id="five-less-moves-to-a-smaller-segment"),
     pytest.param(pods(7), pods(7, start=20), (7, 0, 0, 0), True, id="all-replaced"),
 ]
 
@@ -247,7 +249,7 @@ def test_a_loser_that_goes_takes_nothing_with_it():
 def test_a_service_that_does_not_fit_is_degraded_and_the_others_stay():
     node = Node(segment_slots=16)
     node.set((WEB, [want([A])]))
-    plan = node.set((API, [want(pods(9), at=F81)]))
+    plan = node.set((API, [want(pods(12), at=F81)]))
 
     assert not plan
     assert node.degraded() == [API]
@@ -282,8 +284,8 @@ def test_a_degraded_service_recovers_when_there_is_room():
 
 
 def test_shrinking_without_room_to_move_stays():
-    node = Node(segment_slots=8)
-    node.set((WEB, [want([A, B, C])]), (API, [want([D], at=F81)]))
+    node = Node(segment_slots=12)
+    node.set((WEB, [want(pods(7))]), (API, [want([D], at=F81)]))
     base = node.base()
     node.set((WEB, [want([C])]))
 

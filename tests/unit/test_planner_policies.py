@@ -21,7 +21,7 @@ from tests.builders import (
     want,
 )
 from tests.property.fake_maps import SILENT
-from tests.unit.planned_node import API, F80, F81, NEW, OLD, WEB, A, B, C, Node, shown, written
+from tests.unit.planned_node import API, F80, F81, NEW, OLD, WEB, A, B, C, D, E, Node, shown, written
 
 # Two segments: one for each traffic policy.
 
@@ -51,8 +51,8 @@ def test_a_policy_has_a_segment_of_its_own():
 
 # before, after, (backends, headers, frontends, removed) written
 POLICY_EDITS = [
-    pytest.param(both([A, B], [A]), both([A, B, C], [A]), (1, 1, 0, 0), id="elsewhere-one-more"),
-    pytest.param(both([A, B], [A]), both([A, B, C], [A, C]), (3, 2, 1, 0), id="here-one-more-than-fits"),
+    pytest.param(both([A, B, C, D], [A]), both([A, B, C, D, E], [A]), (1, 1, 0, 0), id="elsewhere-one-more"),
+    pytest.param(both([A, B, C, D], [A]), both([A, B, C, D, E], [A, E]), (3, 2, 1, 0), id="here-one-more-than-fits"),
     pytest.param(both([A, B, C], [A, B, C]), both([B, C], [B, C]), (2, 2, 0, 0), id="here-one-less"),
     pytest.param(both([A], [A]), both([A], []), (0, 1, 0, 0), id="here-none-left"),
     pytest.param(both([A], []), both([A], [A]), (1, 1, 1, 0), id="here-the-first"),
@@ -106,13 +106,13 @@ def test_segments_of_policies_are_given_back():
 
 def test_a_restart_adopts_both_segments():
     node = Node()
-    node.set((WEB, [both([A, B], [B], affinity_s=60)]))
+    node.set((WEB, [both([A, B, C, D], [B], affinity_s=60)]))
     before = node.maps.frontends.copy()
     node.restart()
 
-    assert not node.plan((WEB, [both([A, B], [B], affinity_s=60)]), leftovers=True)
+    assert not node.plan((WEB, [both([A, B, C, D], [B], affinity_s=60)]), leftovers=True)
     assert node.maps.frontends == before
-    plan = node.set((WEB, [both([A, B, C], [B], affinity_s=60)]))
+    plan = node.set((WEB, [both([A, B, C, D, E], [B], affinity_s=60)]))
     assert written(plan) == (1, 1, 0, 0)
 
 
@@ -142,7 +142,7 @@ def test_a_policy_that_changed_while_no_agent_ran(before, after):
     assert node.maps.answers() == fresh.maps.answers()
     node.rest()
     (placement,) = node.planner.placements[key(WEB)]
-    slots = sum(1 << segment.order for segment in placement.segments)
+    slots = sum(segment.size for segment in placement.segments)
     assert node.planner.allocator.used == FIRST_FREE_SLOT + slots, "a segment is lost"
 
 

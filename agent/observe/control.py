@@ -7,12 +7,12 @@ import json
 import os
 import socket
 import socketserver
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentUnreachable
+from agent.observe.serving import ServingThread
 
 SOCKET = "agent.sock"
 _LIMIT_S = 10.0
@@ -36,7 +36,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
 
-class ControlServer:
+class ControlServer(ServingThread):
     """Answers named questions on a unix socket that only root may open."""
 
     def __init__(self, state_dir: Path, answers: Mapping[str, Callable[[], Any]]) -> None:
@@ -45,20 +45,14 @@ class ControlServer:
         handler = type("Handler", (_Handler,), {"answers": answers})
         mask = os.umask(0o177)
         try:
-            self._server = _Server(str(self._path), handler)
+            server = _Server(str(self._path), handler)
         finally:
             os.umask(mask)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="control", daemon=True)
-
-    def start(self) -> None:
-        """Start answering."""
-        self._thread.start()
+        super().__init__(server, "control")
 
     def stop(self) -> None:
         """Stop answering and remove the socket."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
+        super().stop()
         self._path.unlink(missing_ok=True)
 
 

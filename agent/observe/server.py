@@ -6,12 +6,13 @@ import http.server
 import json
 import logging
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+from agent.observe.serving import ServingThread
 
 log = logging.getLogger("ebproxy.http")
 
@@ -70,7 +71,7 @@ class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
 
-class HttpServer:
+class HttpServer(ServingThread):
     """Serves routes at one address in threads of its own."""
 
     def __init__(self, address: str, port: int, routes: Mapping[str, Route]) -> None:
@@ -78,16 +79,6 @@ class HttpServer:
         handler = type("Handler", (_Handler,), {"routes": routes})
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         server = type("Server", (_Server,), {"address_family": family})
-        self._server: http.server.ThreadingHTTPServer = server((address, port), handler)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name=f"http:{self.port}", daemon=True)
-
-    def start(self) -> None:
-        """Start serving."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop serving and close the socket."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-        self._server.server_close()
+        bound: http.server.ThreadingHTTPServer = server((address, port), handler)
+        self.port: int = bound.server_address[1]
+        super().__init__(bound, f"http:{self.port}")

@@ -17,7 +17,7 @@ run() {
 	fi
 }
 
-mapfile -t c_files < <(git ls-files 'bpf/*.c' 'bpf/*.h' 'tests/*.c')
+mapfile -t c_files < <(git ls-files 'bpf/*.c' 'bpf/*.h' 'tests/*.c' 'tests/*.h')
 run ruff "$bin/ruff" check .
 run format "$bin/ruff" format --check .
 run mypy "$bin/mypy" --strict

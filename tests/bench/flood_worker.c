@@ -15,18 +15,18 @@
 #include <arpa/inet.h>
 #include <err.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/virtio_net.h>
 #include <net/if.h>
-#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "place.h"
 
 #define MOST_FRAMES 1024
 #define MOST_BYTES  (sizeof(struct virtio_net_hdr) + ETH_FRAME_LEN)
@@ -44,25 +44,6 @@ static int number(const char *text, int most)
 	if (value < 0 || value > most)
 		errx(1, "not a number up to %d: %s", most, text);
 	return value;
-}
-
-static void enter(const char *netns)
-{
-	int fd = open(netns, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || setns(fd, CLONE_NEWNET))
-		err(1, "entering %s", netns);
-	close(fd);
-}
-
-static void pin_to(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		err(1, "cpu %d", cpu);
 }
 
 static int open_device(const char *name)

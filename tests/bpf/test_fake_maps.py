@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 
@@ -10,23 +9,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import agent.reconciler
 from agent.core.plan import Plan
 from agent.errors import DataplaneError
 from agent.kernel.maps import MapStore
 from tests.bpf.conftest import SIZES
 from tests.property.fake_maps import FakeMaps
-from tests.property.simulation import CLOCK, SimulatedAgent
+from tests.property.simulation import SimulatedAgent, simulated_time
 from tests.property.strategies import batches
 
 
 @pytest.fixture(autouse=True)
 def clock() -> Iterator[None]:
-    logging.disable()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent.reconciler, "time", CLOCK)
+    with simulated_time():
         yield
-    logging.disable(logging.NOTSET)
 
 
 def empty(store: MapStore) -> None:

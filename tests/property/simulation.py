@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import contextlib
+import logging
+from collections.abc import Container, Iterable, Iterator
 
+import pytest
+
+import agent.reconciler
 from agent.core.abi import FrontendFlag, MapSizes
 from agent.core.frontends import Which
 from agent.core.model import Model
@@ -35,6 +40,18 @@ class Clock:
 
 
 CLOCK = Clock()
+
+
+@contextlib.contextmanager
+def simulated_time() -> Iterator[None]:
+    """Have the reconciler read the tests' clock, and say nothing."""
+    logging.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(agent.reconciler, "time", CLOCK)
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class WatchedMaps(FakeMaps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter as Tally
 from collections.abc import Iterator
 
@@ -10,22 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import agent.reconciler
 from agent.core.model import Model
 from agent.core.records import Delete, Event, Kind, ObjectKey
 from agent.core.services import DesiredPort
-from tests.property.simulation import CLOCK, Crash, SimulatedAgent, expected_answers
+from tests.property.simulation import Crash, SimulatedAgent, expected_answers, simulated_time
 from tests.property.strategies import batches
 
 
 @pytest.fixture(scope="module", autouse=True)
 def clock() -> Iterator[None]:
-    """Have the reconciler read the tests' clock, and say nothing."""
-    logging.disable()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent.reconciler, "time", CLOCK)
+    with simulated_time():
         yield
-    logging.disable(logging.NOTSET)
 
 
 def play(node: SimulatedAgent, histories: list[list[Event]]) -> None:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import agent.reconciler
 from agent.core.abi import FIRST_FREE_SLOT, Frontend, FrontendFlag
-from tests.property.simulation import CLOCK, SimulatedAgent
+from tests.property.simulation import SimulatedAgent, simulated_time
 from tests.property.strategies import batches
 
 
 @pytest.fixture(scope="module", autouse=True)
 def clock() -> Iterator[None]:
-    """Have the reconciler read the tests' clock, and say nothing."""
-    logging.disable()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent.reconciler, "time", CLOCK)
+    with simulated_time():
         yield
-    logging.disable(logging.NOTSET)
 
 
 def check_tables(node: SimulatedAgent) -> None:

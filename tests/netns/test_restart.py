@@ -123,7 +123,7 @@ def test_nothing_is_deleted_before_the_lists_are_complete(make_scene):
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"frontends": 600}, {"segments": 8192}, {"socketOrigins": 2048}, {"peerOrigins": 2048}],
+    [{"frontends": 600}, {"segments": 4096}, {"socketOrigins": 2048}, {"peerOrigins": 2048}],
     ids=lambda sizes: next(iter(sizes)),
 )
 def test_a_former_layout_is_migrated_under_churn(make_scene, sizes):

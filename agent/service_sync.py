@@ -6,13 +6,13 @@ Runs on the reconciler's thread alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from agent.core.flows import udp_ends
 from agent.core.model import Model
 from agent.core.plan import Plan
 from agent.core.planner import Planner
-from agent.core.records import ObjectKey
+from agent.core.records import Family, ObjectKey
 from agent.core.services import DesiredPort, PortName
 from agent.kernel.conntrack import FlowSweep, Undecided
 from agent.kernel.dataplane import Dataplane
@@ -101,7 +101,7 @@ class ServiceSync:
         """Remove what a former agent left and nobody claims, once it is certain that nobody will."""
         if self._model.incomplete or not self.planner.has_leftovers:
             return
-        unread = {str(key) for key in self._model.unread_services()}
+        unread = {str(key) for key in self._model.unread()}
         spared = self._names.ids_of(unread) if unread else set()
         plan = Plan()
         self.planner.plan_leftovers(plan, spared)
@@ -120,11 +120,13 @@ class ServiceSync:
 
     def _plan(self, keys: Iterable[ObjectKey], planned: set[ObjectKey], plan: Plan) -> None:
         planner = self.planner
-        unread = self._model.unread_services() if self._model.malformed else set()
+        unread = self._model.unread() if self._model.malformed else {}
         has_leftovers = planner.has_leftovers
         for key in keys:
             desired = self._resolve(key)
-            if desired is None or (has_leftovers and self._is_in_doubt(key, desired, unread)):
+            if desired and has_leftovers:
+                desired = self._certain(key, desired, unread.get(key, ()))
+            if desired is None:
                 continue
             planner.plan_service(key, self._created(key), desired, plan)
             self._metrics.lacks_local(key, [(it.port.family, policy) for it in desired for policy in it.lacks_local])
@@ -133,13 +135,19 @@ class ServiceSync:
             planned |= again
             self._plan(sorted(again, key=self._age), planned, plan)
 
-    def _is_in_doubt(self, key: ObjectKey, desired: list[DesiredPort], unread: set[ObjectKey]) -> bool:
-        """Whether a Service is to stay as a former agent left it, because not all of it could be read yet."""
-        is_left = any(self.planner.is_found(port.frontends) for port in desired)
-        if is_left and self._model.incomplete:
+    def _certain(
+        self, key: ObjectKey, desired: list[DesiredPort], unread: Container[Family]
+    ) -> list[DesiredPort] | None:
+        """Leave out the ports that are to stay as a former agent left them, since they could not be read yet.
+
+        None = the Service is to stay so as a whole.
+        """
+        left = {want.port for want in desired if self.planner.is_found(want.frontends)}
+        if left and self._model.incomplete:
             self._held.add(key)
-            return True
-        return is_left and key in unread
+            return None
+        left -= {placement.port for placement in self.planner.placements.get(key, ())}
+        return [want for want in desired if want.port not in left or want.port.family not in unread]
 
     def _created(self, key: ObjectKey) -> str:
         service = self._model.services.get(key)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.core.addresses import parse_address
+from agent.core.addresses import family_of, parse_address
 from agent.core.health import count_local_ready
 from agent.core.options import ServiceOptions
 from agent.core.records import (
     AddressesChanged,
     Delete,
     Event,
+    Family,
     HealthCheck,
     Kind,
     ListEnded,
@@ -79,18 +80,25 @@ class Model:
             case AddressesChanged():
                 self._put_addresses(event)
 
-    def unread_services(self) -> set[ObjectKey]:
-        """Name the Services that exist and have never been readable, they themselves or a slice of theirs.
+    def unread(self) -> dict[ObjectKey, set[Family]]:
+        """Name the Services that exist and have never been readable, and in which families.
 
-        What a former agent programmed for them is the best there is.
+        A family counts where the Service, or a slice of it, exists unread and no slice of the family was read: what a
+        former agent programmed is then the best there is. With a slice that was read it is not: to hold all endpoints
+        for another slice's sake would send clients where nobody answers any more.
         """
-        unread = set()
+        unread: dict[ObjectKey, set[Family]] = {}
         for (kind, key), fault in self.malformed.items():
             if kind is Kind.SERVICE and key not in self.services:
-                unread.add(key)
+                unread[key] = set(Family)
             elif kind is Kind.ENDPOINT_SLICE and key not in self._owner_of_slice and fault.service:
-                unread.add(fault.service)
-        return unread
+                unread.setdefault(fault.service, self._families_without_slice(fault.service))
+        return {key: families for key, families in unread.items() if families}
+
+    def _families_without_slice(self, key: ObjectKey) -> set[Family]:
+        service = self.services.get(key)
+        families = set(map(family_of, service.cluster_ips)) if service else set(Family)
+        return families - {piece.family for piece in self.slices.get(key, ())}
 
     def desired(self, key: ObjectKey) -> Iterator[DesiredPort]:
         """Resolve one Service; nothing where there is none."""

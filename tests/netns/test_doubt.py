@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.lab.manifests import service
 from tests.lab.polling import until
+from tests.lab.stage import slice_of
 
 
 @pytest.fixture
@@ -80,3 +82,31 @@ def test_an_object_that_is_malformed(restarted, damaged):
     (scene.manifests.directory / "web.yaml").write_text(saved[0])
     scene.wait_for("web", 2)
     scene.withdraw("web")
+
+
+def unreadable(piece):
+    """Spoil an address of a slice."""
+    piece["endpoints"][0]["addresses"] = ["nowhere"]
+    return piece
+
+
+def test_a_slice_that_is_malformed_beside_one_that_is_not(restarted):
+    """Of a family with a slice that can be read its endpoints are what counts; of the other, what was programmed."""
+
+    def damage(scene):
+        replace(scene, "")
+        v4 = [slice_of("web", scene.web[1:]), unreadable(slice_of("web", scene.web[:1], name="web-bad"))]
+        v6 = unreadable(slice_of("web", scene.web[1:], family=6))
+        scene.manifests.write("web", service("web", scene.ips("web")), *v4, v6)
+
+    scene = restarted(damage)
+    v4, v6 = scene.ips("web")
+
+    scene.agent.wait_for(f"{v4}:80/TCP", 1)
+    assert {"web-2"} == set(scene.pod.spread("tcp", v4, 80, 6))
+    assert scene.agent.count(f"[{v6}]:80/TCP") == 2
+    assert {"web-1", "web-2"} == set(scene.pod.spread("tcp", v6, 80, 40))
+
+    scene.write("web", scene.web[:1])
+    scene.wait_for("web", 1)
+    assert {"web-1"} == set(scene.pod.spread("tcp", v6, 80, 6))

@@ -211,19 +211,32 @@ def test_a_list_that_is_not_complete_deletes_nothing():
     assert model.incomplete == set()
 
 
+BOTH, V4, V6 = set(Family), {Family.IPV4}, {Family.IPV6}
+UNREAD = Malformed(Kind.SERVICE, WEB, "spec", "x")
+UNREAD_SLICE = Malformed(Kind.ENDPOINT_SLICE, key("s9"), "ports", "x", WEB)
+DUAL = Upsert(service("web", "10.0.0.1", "fd00::1"))
+ONE_V6 = Upsert(piece("s6", (READY, ["fd00:1::1"]), family=Family.IPV6))
+
+
 @pytest.mark.parametrize(
     ("events", "unread"),
     [
-        ([Malformed(Kind.SERVICE, WEB, "spec", "x")], {WEB}),
-        ([Upsert(service()), Malformed(Kind.SERVICE, WEB, "spec", "x")], set()),
-        ([Malformed(Kind.ENDPOINT_SLICE, ObjectKey("ns", "web-1"), "ports", "x", WEB)], {WEB}),
-        ([Malformed(Kind.ENDPOINT_SLICE, ObjectKey("ns", "web-1"), "ports", "x")], set()),
-        ([Malformed(Kind.SERVICE, WEB, "spec", "x"), Delete(Kind.SERVICE, WEB)], set()),
+        pytest.param([UNREAD], {WEB: BOTH}, id="never-readable"),
+        pytest.param([UNREAD, UNREAD_SLICE, ONE], {WEB: BOTH}, id="never-readable-and-one-slice-of-it-is"),
+        pytest.param([SERVICE, UNREAD], {}, id="was-readable"),
+        pytest.param([UNREAD_SLICE], {WEB: BOTH}, id="a-slice-of-a-service-that-is-not-known"),
+        pytest.param([SERVICE, UNREAD_SLICE], {WEB: V4}, id="its-only-slice"),
+        pytest.param([SERVICE, ONE, UNREAD_SLICE], {}, id="one-slice-of-two"),
+        pytest.param([SERVICE, OTHER, MOVED, UNREAD_SLICE], {WEB: V4}, id="another-service-has-a-slice"),
+        pytest.param([DUAL, ONE, UNREAD_SLICE], {WEB: V6}, id="no-slice-of-one-family"),
+        pytest.param([DUAL, ONE, ONE_V6, UNREAD_SLICE], {}, id="a-slice-of-each-family"),
+        pytest.param([SERVICE, ONE, Malformed(Kind.ENDPOINT_SLICE, key("s1"), "ports", "x", WEB)], {}, id="slice-was"),
+        pytest.param([Malformed(Kind.ENDPOINT_SLICE, key("s9"), "ports", "x")], {}, id="a-slice-of-nobody-knows-whom"),
+        pytest.param([UNREAD, Delete(Kind.SERVICE, WEB)], {}, id="deleted"),
     ],
-    ids=["never readable", "was readable", "a slice of it", "a slice of nobody knows whom", "deleted"],
 )
-def test_services_that_were_never_readable(events, unread):
-    assert model_of(*events).unread_services() == unread
+def test_what_was_never_readable(events, unread):
+    assert model_of(*events).unread() == unread
 
 
 def test_an_unreadable_slice_that_goes_makes_its_service_dirty():

@@ -7,7 +7,9 @@ has one kind of error to explain, whether a type was wrong or a value.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from socket import AF_INET, AF_INET6, inet_pton
 from sys import intern
@@ -15,7 +17,7 @@ from typing import NoReturn, TypeVar
 
 import msgspec
 
-from agent.core.addresses import IPV4_PREFIX, AddressRange
+from agent.core.addresses import IPV4_PREFIX, AddressRange, format_address
 from agent.core.records import Algorithm, External, Family, Forwarding, Protocol, ServicePort, SlicePort
 from agent.sources.wire import (
     Endpoint,
@@ -29,6 +31,7 @@ from agent.sources.wire import (
 )
 
 DEFAULT_AFFINITY_S = 10_800
+_LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 _PROTOCOLS: dict[str | None, Protocol] = {None: Protocol.TCP, "": Protocol.TCP}
 _PROTOCOLS.update((protocol.name, protocol) for protocol in Protocol)
 
@@ -116,7 +119,7 @@ def _load_balancer_ips(status: ServiceStatus) -> Iterator[bytes]:
 def _source_ranges(texts: Sequence[str]) -> Iterator[AddressRange]:
     for index, text in enumerate(texts):
         try:
-            yield AddressRange.parse(text.strip())
+            yield AddressRange.parse(_decimal(text.strip()))
         except ValueError:
             raise fault(f"spec.loadBalancerSourceRanges[{index}]", f"{text!r} is not an address range") from None
 
@@ -144,16 +147,28 @@ def slice_ports(ports: Sequence[WireSlicePort]) -> tuple[SlicePort, ...]:
 def pack(family: Family, texts: Sequence[str]) -> bytes:
     """Parse addresses of one family into 16 bytes each, end to end.
 
-    Leading zeros and zones are refused by inet_pton; an IPv4-mapped IPv6 address is, lest it pass for an IPv4 one.
+    Zones are refused by inet_pton; an IPv4-mapped IPv6 address is, lest it pass for an IPv4 one.
     Raises: OSError or ValueError, which do not say which address is at fault.
     """
     if family is Family.IPV4:
-        return IPV4_PREFIX + IPV4_PREFIX.join([inet_pton(AF_INET, text) for text in texts])
+        try:
+            return IPV4_PREFIX + IPV4_PREFIX.join([inet_pton(AF_INET, text) for text in texts])
+        except OSError:  # as good as none has leading zeros: to look for them first would cost the others
+            texts = [_decimal(text) for text in texts]
+            return IPV4_PREFIX + IPV4_PREFIX.join([inet_pton(AF_INET, text) for text in texts])
     addresses = [inet_pton(AF_INET6, text) for text in texts]
     packed = b"".join(addresses)
     if IPV4_PREFIX in packed and any(address.startswith(IPV4_PREFIX) for address in addresses):
         raise ValueError("IPv4-mapped")
     return packed
+
+
+def _decimal(text: str) -> str:
+    """Take the leading zeros out of an IPv4 address or range: they stand in old objects, and mean no octal number.
+
+    Source: kube-proxy, by k8s.io/utils/net ParseIPSloppy and ParseCIDRSloppy.
+    """
+    return text if ":" in text else _LEADING_ZEROS.sub("", text)
 
 
 def blame_endpoint(family: Family, endpoints: Sequence[Endpoint]) -> NoReturn:
@@ -179,13 +194,16 @@ def unix_time(text: object) -> float | None:
 
 
 def node_addresses(addresses: Sequence[NodeAddress]) -> tuple[str, ...]:
-    """Choose the IP addresses: internal ones first, as kube-proxy does, each kind in the order given."""
+    """Choose the IP addresses: internal ones first, each kind in the order given. What is none is passed over.
+
+    Source: kube-proxy, by k8s.io/component-helpers/node/util GetNodeHostIPs.
+    """
 
     def of_type(wanted: str) -> Iterator[str]:
-        for index, address in enumerate(addresses):
+        for address in addresses:
             if address.type == wanted:
-                _parse(address.address, "status.addresses[{}].address", index)
-                yield address.address
+                with suppress(msgspec.ValidationError):
+                    yield format_address(_parse(address.address, "status.addresses"))
 
     return (*of_type("InternalIP"), *of_type("ExternalIP"))
 

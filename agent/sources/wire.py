@@ -18,7 +18,6 @@ ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName", "
 TrafficPolicy = Literal["Cluster", "Local", ""]
 Affinity = Literal["None", "ClientIP", ""]
 AffinitySeconds = Annotated[int, msgspec.Meta(ge=1, le=86400)]
-AddressType = Literal["IPv4", "IPv6", "FQDN"]
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 
 
@@ -188,10 +187,10 @@ class WireSlicePort(Wire, frozen=True):
 
 
 class WireSlice(WireObject, frozen=True):
-    """A discovery.k8s.io/v1 EndpointSlice."""
+    """A discovery.k8s.io/v1 EndpointSlice, of any address type: one that is not known says nothing to us."""
 
     metadata: SliceMetadata
-    address_type: AddressType
+    address_type: str
     endpoints: list[Endpoint] | None = None
     ports: tuple[WireSlicePort, ...] | None = None
 

@@ -117,14 +117,18 @@ def test_a_list_is_its_items(kind, pairs):
     assert page.events == [decoder.decode(kind, encode(item)).event for item in items]
 
 
-@given(st.text(alphabet="0123456789abcdef.:%x ", max_size=20))
+def without_zeros(text):
+    return ".".join(str(int(octet)) for octet in text.split("."))
+
+
+@given(st.text(alphabet="0123456789abcdef.:%x ", max_size=20) | st.from_regex(r"(\d{1,4}\.){3}\d{1,4}", fullmatch=True))
 def test_no_address_is_accepted_that_the_core_refuses(text):
     for family in Family:
         try:
             packed = pack(family, (text,))
         except (OSError, ValueError):
             continue
-        assert packed == parse_address(text)
+        assert packed == parse_address(without_zeros(text) if family is Family.IPV4 else text)
 
 
 @given(st.data(), st.sampled_from([4, 6]))

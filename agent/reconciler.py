@@ -167,12 +167,14 @@ class Reconciler:
         if isinstance(item, Upsert):
             record = item.record
             self._taken[record.kind] += 1
+            if item.left_out:
+                self._tell_left_out(item)
             if isinstance(record, SliceRecord) and record.changed_at:
                 self._triggers.append(record.changed_at)
         elif isinstance(item, Delete):
             self._taken[item.kind] += 1
         elif isinstance(item, Malformed):
-            self._metrics.malformed(item)
+            self._metrics.malformed(item.kind)
             log.warning("%s %s: %s: %s; what it said before stays", item.kind, item.key, item.field, item.reason)
         elif isinstance(item, Network):
             self._network = item
@@ -181,6 +183,12 @@ class Reconciler:
             item()
             return
         self.model.apply(item)
+
+    def _tell_left_out(self, item: Upsert) -> None:
+        record = item.record
+        self._metrics.malformed(record.kind)
+        for field, reason in item.left_out:
+            log.warning("%s %s: %s: %s; it is left out", record.kind, record.key, field, reason)
 
     def _patience(self) -> float:
         """Seconds until something is due though nothing happens."""

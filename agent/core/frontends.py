@@ -67,6 +67,8 @@ class Face(NamedTuple):
     external_ips: tuple[bytes, ...] = ()
     node_addresses: tuple[bytes, ...] = ()
     source_ranges: tuple[tuple[bytes, int], ...] = ()
+    is_limited: bool = False
+    """Whether load balancers' addresses are for ``source_ranges`` alone; there may be none."""
     external_flags: int = 0
 
     def frontends_of(self, port: ServicePort, *, is_first: bool) -> Frontends:
@@ -100,7 +102,7 @@ class Face(NamedTuple):
     def _add(
         self, found: dict[bytes, Role], addresses: Sequence[bytes], number: int, port: ServicePort, kind: FrontendKind
     ) -> None:
-        role = _external_role(kind, self.external_flags, bool(self.source_ranges))
+        role = _external_role(kind, self.external_flags, self.is_limited)
         for address in addresses:
             found.setdefault(pack_frontend_key(address, number, port.protocol), role)
 
@@ -128,6 +130,7 @@ def face_of(
         return tuple(address for address in addresses if address.startswith(IPV4_PREFIX) is is_ipv4)
 
     load_balancer_ips = of_family(external.load_balancer_ips)
+    source_ranges = _limits(external, is_ipv4=is_ipv4) if load_balancer_ips else None
     return Face(
         cluster_ip,
         service.internal_local,
@@ -135,15 +138,20 @@ def face_of(
         load_balancer_ips,
         tuple(filter(options.is_external_ip_allowed, of_family(external.external_ips))),
         of_family(node_port_addresses) if any(port.node_port for port in service.ports) else (),
-        _limits(external.source_ranges, is_ipv4=is_ipv4) if load_balancer_ips else (),
+        source_ranges or (),
+        source_ranges is not None,
         _external_flags(external, options),
     )
 
 
-def _limits(ranges: Sequence[tuple[bytes, int]], *, is_ipv4: bool) -> tuple[tuple[bytes, int], ...]:
-    """Choose the source ranges of a family; () = everybody may, because it has none or one of them is everybody."""
-    mine = tuple(it for it in ranges if it[0].startswith(IPV4_PREFIX) is is_ipv4)
-    return () if any(AddressRange(*it).is_whole_family for it in mine) else mine
+def _limits(external: External, *, is_ipv4: bool) -> tuple[tuple[bytes, int], ...] | None:
+    """Choose the source ranges of a family; None = everybody may, because it has none or one of them is everybody.
+
+    Without a range that could be read nobody may, where there are others: they may be meant to keep clients out.
+    """
+    mine = tuple(it for it in external.source_ranges if it[0].startswith(IPV4_PREFIX) is is_ipv4)
+    is_open = not mine and not external.lacks_ranges
+    return None if is_open or any(AddressRange(*it).is_whole_family for it in mine) else mine
 
 
 def _external_flags(external: External, options: ServiceOptions) -> int:

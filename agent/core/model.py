@@ -12,6 +12,7 @@ from agent.core.records import (
     Delete,
     Event,
     Family,
+    Fault,
     HealthCheck,
     Kind,
     ListEnded,
@@ -46,6 +47,7 @@ class Model:
         self.slices: dict[ObjectKey, tuple[SliceRecord, ...]] = {}
         self.dirty: set[ObjectKey] = set()
         self.malformed: dict[tuple[Kind, ObjectKey], Malformed] = {}
+        """What is wrong with the latest versions of objects: they cannot be read, or not all of them."""
         self.unsynced: set[Kind] = set(Kind)
         self.incomplete: set[Kind] = set()
         """Kinds of whose latest list a part could not be read: what is missing may well exist."""
@@ -66,8 +68,8 @@ class Model:
     def apply(self, event: Event) -> None:
         """Take in one event; the same events in the same order leave the same model."""
         match event:
-            case Upsert(record):
-                self._upsert(record)
+            case Upsert(record, left_out):
+                self._upsert(record, left_out)
             case Delete(kind, key):
                 self._delete(kind, key)
             case Malformed(kind, key):
@@ -157,21 +159,23 @@ class Model:
         if kind in self._mentioned:
             self._mentioned[kind].add(key)
 
-    def _upsert(self, record: Record) -> None:
+    def _upsert(self, record: Record, left_out: tuple[Fault, ...]) -> None:
+        self._note_faults(record.kind, record.key, left_out)
         match record:
             case SliceRecord():
-                self._forget_fault(Kind.ENDPOINT_SLICE, record.key)
                 self._put_slice(record)
             case ServiceRecord():
-                self._forget_fault(Kind.SERVICE, record.key)
                 self._put_service(record)
             case NodeRecord():
-                self._forget_fault(Kind.NODE, ObjectKey("", record.name))
                 self._put_node(record)
 
-    def _forget_fault(self, kind: Kind, key: ObjectKey) -> None:
+    def _note_faults(self, kind: Kind, key: ObjectKey, left_out: tuple[Fault, ...]) -> None:
+        """Forget what was wrong with an object, and note what is wrong with its latest version."""
         self._mention(kind, key)
         self.malformed.pop((kind, key), None)
+        if left_out:
+            fields, reasons = zip(*left_out, strict=True)
+            self.malformed[kind, key] = Malformed(kind, key, ", ".join(fields), "; ".join(reasons))
 
     def _put_node(self, record: NodeRecord) -> None:
         if record.name != self.node.name:

@@ -75,8 +75,8 @@ class External(msgspec.Struct, frozen=True, gc=False):
     """How a Service is reached from outside the cluster; node ports stand with the ports.
 
     Addresses have 16 bytes, either family. ``source_ranges`` (address, prefix bits of 128) limit who may use the load
-    balancer's addresses; of a family without a range, everybody may. ``forwarding`` and ``algorithm`` of None: as the
-    cluster does.
+    balancer's addresses; of a family without a range, everybody may, or nobody where it ``lacks_ranges``: some could
+    not be read. ``forwarding`` and ``algorithm`` of None: as the cluster does.
     """
 
     external_ips: tuple[bytes, ...] = ()
@@ -86,6 +86,7 @@ class External(msgspec.Struct, frozen=True, gc=False):
     health_check_node_port: int = 0
     forwarding: Forwarding | None = None
     algorithm: Algorithm | None = None
+    lacks_ranges: bool = False
 
 
 class HealthCheck(NamedTuple):
@@ -166,6 +167,11 @@ class NodeRecord(msgspec.Struct, frozen=True, gc=False):
 
     kind: ClassVar[Kind] = Kind.NODE
 
+    @property
+    def key(self) -> ObjectKey:
+        """The key of the object."""
+        return ObjectKey("", self.name)
+
 
 Record = ServiceRecord | SliceRecord | NodeRecord
 
@@ -183,10 +189,18 @@ class ListEnded(msgspec.Struct, frozen=True, gc=False):
     is_complete: bool = True
 
 
+class Fault(NamedTuple):
+    """A field that cannot be read, and why."""
+
+    field: str
+    reason: str
+
+
 class Upsert(msgspec.Struct, frozen=True, gc=False):
-    """An object exists and says this."""
+    """An object exists and says this, but for what of it cannot be read, which is left out."""
 
     record: Record
+    left_out: tuple[Fault, ...] = ()
 
 
 class Delete(msgspec.Struct, frozen=True, gc=False):

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 import agent
-from agent.core.records import Family, Kind, Malformed, ObjectKey
+from agent.core.records import Family, Kind, ObjectKey
 
 FAMILIES = ("IPv4", "IPv6")
 _SYNC_BUCKETS = tuple(0.000_1 * 2**i for i in range(16))
@@ -101,7 +101,10 @@ class _Faults:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.errors = Counter("ebproxy_errors", "Errors, by what failed", ("kind",), registry=registry)
         self.malformed = Counter(
-            "ebproxy_malformed_objects", "Versions of objects that could not be read", ("kind",), registry=registry
+            "ebproxy_malformed_objects",
+            "Versions of objects that could not be read, or not all of them",
+            ("kind",),
+            registry=registry,
         )
         self.drift = Counter(
             "ebproxy_drift_entries", "Map entries and hooks found not as they were left, and healed", registry=registry
@@ -183,9 +186,9 @@ class Metrics:
         """Count an error."""
         self._faults.errors.labels(kind).inc()
 
-    def malformed(self, event: Malformed) -> None:
-        """Count a version of an object that could not be read."""
-        self._faults.malformed.labels(event.kind.value).inc()
+    def malformed(self, kind: Kind) -> None:
+        """Count a version of an object that could not be read, or not all of it."""
+        self._faults.malformed.labels(kind.value).inc()
 
     def drift(self, entries: int) -> None:
         """Count entries that were healed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from socket import AF_INET, AF_INET6, inet_pton
@@ -18,7 +18,7 @@ from typing import NoReturn, TypeVar
 import msgspec
 
 from agent.core.addresses import IPV4_PREFIX, AddressRange, format_address
-from agent.core.records import Algorithm, External, Family, Forwarding, Protocol, ServicePort, SlicePort
+from agent.core.records import Algorithm, External, Family, Fault, Forwarding, Protocol, ServicePort, SlicePort
 from agent.sources.wire import (
     Endpoint,
     NodeAddress,
@@ -31,12 +31,13 @@ from agent.sources.wire import (
 )
 
 DEFAULT_AFFINITY_S = 10_800
+_AN_ADDRESS = "an IPv4 or IPv6 address"
 _LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 _PROTOCOLS: dict[str | None, Protocol] = {None: Protocol.TCP, "": Protocol.TCP}
 _PROTOCOLS.update((protocol.name, protocol) for protocol in Protocol)
 
-
 _E = TypeVar("_E", Forwarding, Algorithm)
+_T = TypeVar("_T")
 
 
 def fault(field: str, reason: str) -> msgspec.ValidationError:
@@ -86,46 +87,63 @@ def external(
     status: ServiceStatus | None,
     annotations: ServiceAnnotations | None,
     ports: Sequence[ServicePort],
-) -> External | None:
-    """Convert how a Service is reached from outside; None where it is not.
+) -> tuple[External | None, tuple[Fault, ...]]:
+    """Convert how a Service is reached from outside, None where it is not; and name what of it cannot be read.
 
     Addresses count wherever they are written, whatever the type; the external traffic policy only where there is one.
+    An address or source range that cannot be read costs only itself.
     Source: kube-proxy's ServicePort and pkg/api/v1/service ExternalPolicyLocal, NeedsHealthCheck.
     """
-    load_balancer_ips = tuple(dict.fromkeys(_load_balancer_ips(status))) if status else ()
+    ingress_ips = dict(_ingress_ips(status)) if status else {}
     has_policy = spec.type in ("NodePort", "LoadBalancer") or bool(spec.external_ips)
-    if not (has_policy or load_balancer_ips or any(port.node_port for port in ports)):
-        return None
+    if not (has_policy or ingress_ips or any(port.node_port for port in ports)):
+        return None, ()
     is_local = has_policy and spec.external_traffic_policy == "Local"
-    return External(
-        tuple(dict.fromkeys(_parse_each(spec.external_ips or (), "spec.externalIPs[{}]"))),
-        load_balancer_ips,
-        tuple(dict.fromkeys(_source_ranges(spec.load_balancer_source_ranges or ()))),
+    addresses, no_addresses = _each(_address, _indexed(spec.external_ips), "spec.externalIPs[{}]")
+    ingresses, no_ingresses = _each(_address, ingress_ips, "status.loadBalancer.ingress[{}].ip")
+    given = _indexed(spec.load_balancer_source_ranges)
+    ranges, no_ranges = _each(_source_range, given, "spec.loadBalancerSourceRanges[{}]", "an address range")
+    found = External(
+        addresses,
+        ingresses,
+        ranges,
         is_local,
         spec.health_check_node_port or 0 if is_local and spec.type == "LoadBalancer" else 0,
         _choice(Forwarding, annotations.forwarding) if annotations else None,
         _choice(Algorithm, annotations.algorithm) if annotations else None,
+        lacks_ranges=bool(no_ranges),
     )
+    return found, (*no_addresses, *no_ingresses, *no_ranges)
 
 
-def _load_balancer_ips(status: ServiceStatus) -> Iterator[bytes]:
-    """Parse the addresses that packets reach the node with; of a load balancer that is a proxy they do not."""
+def _ingress_ips(status: ServiceStatus) -> Iterator[tuple[int, str]]:
+    """Choose the addresses that packets reach the node with; of a load balancer that is a proxy they do not."""
     ingresses = (status.load_balancer and status.load_balancer.ingress) or ()
     for index, ingress in enumerate(ingresses):
         if ingress.ip and ingress.ip_mode in (None, "", "VIP"):
-            yield _parse(ingress.ip, "status.loadBalancer.ingress[{}].ip", index)
+            yield index, ingress.ip
 
 
-def _source_ranges(texts: Sequence[str]) -> Iterator[AddressRange]:
-    for index, text in enumerate(texts):
+def _indexed(texts: Sequence[str] | None) -> dict[int, str]:
+    return dict(enumerate(texts)) if texts else {}
+
+
+def _each(
+    read: Callable[[str], _T], texts: Mapping[int, str], field: str, what: str = _AN_ADDRESS
+) -> tuple[tuple[_T, ...], list[Fault]]:
+    """Read texts, the same only once, and name those that cannot be read by their index."""
+    found: dict[_T, None] = {}
+    faults: list[Fault] = []
+    for index, text in texts.items():
         try:
-            yield AddressRange.parse(_decimal(text.strip()))
-        except ValueError:
-            raise fault(f"spec.loadBalancerSourceRanges[{index}]", f"{text!r} is not an address range") from None
+            found[read(text)] = None
+        except (OSError, ValueError):
+            faults.append(Fault(field.format(index), f"{text!r} is not {what}"))
+    return tuple(found), faults
 
 
-def _parse_each(texts: Sequence[str], field: str) -> Iterator[bytes]:
-    return (_parse(text, field, index) for index, text in enumerate(texts))
+def _source_range(text: str) -> AddressRange:
+    return AddressRange.parse(_decimal(text.strip()))
 
 
 def _choice(kind: type[_E], said: object) -> _E | None:
@@ -221,9 +239,13 @@ def pod_cidrs(spec: NodeSpec) -> tuple[str, ...]:
 def _parse(text: str, field: str, index: int = 0) -> bytes:
     """Parse an address of either family; ``field`` has a place for the index, filled in only where it is at fault."""
     try:
-        return pack(Family.IPV6 if ":" in text else Family.IPV4, (text,))
+        return _address(text)
     except (OSError, ValueError):
-        raise fault(field.format(index), f"{text!r} is not an IPv4 or IPv6 address") from None
+        raise fault(field.format(index), f"{text!r} is not {_AN_ADDRESS}") from None
+
+
+def _address(text: str) -> bytes:
+    return pack(Family.IPV6 if ":" in text else Family.IPV4, (text,))
 
 
 def _check_range(cidr: str, field: str) -> None:

@@ -1,7 +1,7 @@
 """Decode objects, from JSON or from builtin values, into records.
 
 Pure: no clock, no I/O; the caches only make equal parts of records the same object. An object that cannot be used
-becomes a Malformed event that names its field.
+becomes a Malformed event that names its field; of one that can, what cannot be read is left out, and named.
 
 A list is read in two passes: find the items, then decode each. That costs a tenth more than one typed pass, but one
 bad item does not cost the others, and one decoded item is held at a time instead of all of them.
@@ -25,7 +25,6 @@ from agent.core.records import (
     Malformed,
     NodeRecord,
     ObjectKey,
-    Record,
     ServiceRecord,
     SliceRecord,
     Traits,
@@ -124,27 +123,31 @@ class Decoder:
         events = [read(item).event for item in page.items or ()]
         return Listing(events, page.metadata.resource_version or "", page.metadata.continue_token or "")
 
-    def _service(self, key: ObjectKey, service: WireService) -> ServiceRecord:
+    def _service(self, key: ObjectKey, service: WireService) -> Upsert:
         spec, metadata = service.spec, service.metadata
         is_ours = metadata.labels is None or metadata.labels.proxy_name is None
         cluster_ips = convert.cluster_ips(spec) if is_ours and spec.type != "ExternalName" else ()
         ports = self._service_ports(spec.ports or ())
-        return ServiceRecord(
+        external, left_out = (
+            convert.external(spec, service.status, metadata.annotations, ports) if cluster_ips else (None, ())
+        )
+        record = ServiceRecord(
             key,
             cluster_ips,
             ports,
             spec.internal_traffic_policy == "Local",
             metadata.creation_timestamp or "",
             convert.affinity_timeout_s(spec),
-            convert.external(spec, service.status, metadata.annotations, ports) if cluster_ips else None,
+            external,
         )
+        return Upsert(record, left_out)
 
-    def _slice(self, key: ObjectKey, endpoint_slice: WireSlice) -> SliceRecord | None:
+    def _slice(self, key: ObjectKey, endpoint_slice: WireSlice) -> Upsert | None:
         labels, annotations = endpoint_slice.metadata.labels, endpoint_slice.metadata.annotations
         family = _FAMILIES.get(endpoint_slice.address_type)
         if labels is None or not labels.service or labels.headless is not None or family is None:
             return None
-        return SliceRecord(
+        record = SliceRecord(
             key,
             ObjectKey(key.namespace, intern(labels.service)),
             family,
@@ -152,17 +155,19 @@ class Decoder:
             self._runs(family, endpoint_slice.endpoints or ()),
             convert.unix_time(annotations.changed_at) if annotations else None,
         )
+        return Upsert(record)
 
-    def _node(self, key: ObjectKey, node: WireNode) -> NodeRecord:
+    def _node(self, key: ObjectKey, node: WireNode) -> Upsert:
         labels, spec = node.metadata.labels, node.spec or NodeSpec()
         is_tainted = any(taint.key == DELETING_TAINT for taint in spec.taints or ())
-        return NodeRecord(
+        record = NodeRecord(
             key.name,
             (labels.zone if labels else None) or "",
             convert.node_addresses((node.status.addresses if node.status else None) or ()),
             convert.pod_cidrs(spec),
             is_tainted or node.metadata.deletion_timestamp is not None,
         )
+        return Upsert(record)
 
     def _runs(self, family: Family, endpoints: Sequence[Endpoint]) -> tuple[tuple[Traits, bytes], ...]:
         """Group the first addresses of endpoints by traits.
@@ -215,12 +220,12 @@ _W = TypeVar("_W", bound=WireObject)
 
 
 class _Reader(Generic[_W]):
-    """Reads the objects of one kind; ``record_of`` returns None for an object that counts as deleted."""
+    """Reads the objects of one kind; ``read`` returns None for an object that counts as deleted."""
 
-    def __init__(self, kind: Kind, shape: type[_W], record_of: Callable[[ObjectKey, _W], Record | None]) -> None:
+    def __init__(self, kind: Kind, shape: type[_W], read: Callable[[ObjectKey, _W], Upsert | None]) -> None:
         self._kind = kind
         self._shape = shape
-        self._record_of = record_of
+        self._read = read
         self._json = msgspec.json.Decoder(shape)
         self._event_json: msgspec.json.Decoder[Any] = msgspec.json.Decoder(WatchEvent[shape])  # type: ignore[valid-type]
 
@@ -252,8 +257,7 @@ class _Reader(Generic[_W]):
         if not decoded.metadata.name:
             raise convert.fault("metadata.name", "empty")
         key = _key(self._kind, decoded.metadata.namespace, decoded.metadata.name)
-        record = self._record_of(key, decoded)
-        return Delete(self._kind, key) if record is None else Upsert(record)
+        return self._read(key, decoded) or Delete(self._kind, key)
 
 
 def _key(kind: Kind, namespace: str | None, name: str) -> ObjectKey:

@@ -39,9 +39,7 @@ from agent.core.records import (
     ListEnded,
     ListStarted,
     Malformed,
-    NodeRecord,
     ObjectKey,
-    Record,
     Upsert,
 )
 from agent.errors import ConfigError
@@ -211,7 +209,7 @@ class ManifestSource:
                 case Malformed(key=key) as event:
                     objects.append(((kind, key), event))
                 case Upsert(record=record) as event:
-                    objects.append(((kind, _key_of(record)), event))
+                    objects.append(((kind, record.key), event))
                 case Delete(key=key):
                     named.add((kind, key))
         named.update(identity for identity, _ in objects)
@@ -322,7 +320,3 @@ def _merge(files: dict[str, _File]) -> tuple[dict[_Identity, _Said], frozenset[s
         for identity, event in file.kept:
             objects.setdefault(identity, event)
     return objects, frozenset(repeats)
-
-
-def _key_of(record: Record) -> ObjectKey:
-    return ObjectKey("", record.name) if isinstance(record, NodeRecord) else record.key

@@ -12,6 +12,7 @@ from agent.core.records import (
     Event,
     External,
     Family,
+    Fault,
     Forwarding,
     Kind,
     ListEnded,
@@ -69,6 +70,7 @@ _externals = st.builds(
     health_check_node_port=st.sampled_from([0, 32000]),
     forwarding=st.sampled_from([None, None, Forwarding.DSR]),
     algorithm=st.sampled_from([None, None, Algorithm.MAGLEV]),
+    lacks_ranges=st.sampled_from([False, False, True]),
 )
 services = st.builds(
     ServiceRecord,
@@ -114,7 +116,7 @@ nodes = st.builds(NodeRecord, st.sampled_from([NODE_NAME, NODE_NAME, "n2"]), st.
 _keyed = st.tuples(st.just(Kind.SERVICE), service_keys) | st.tuples(st.just(Kind.ENDPOINT_SLICE), slice_keys)
 networks = st.builds(AddressesChanged, st.frozensets(st.sampled_from(NODE_ADDRESSES)))
 changes: st.SearchStrategy[Event] = st.one_of(
-    services.map(Upsert),
+    st.builds(Upsert, services, st.sampled_from([(), (), (Fault("spec.externalIPs[0]", "as the test asked"),)])),
     slices.map(Upsert),
     slices.map(Upsert),
     nodes.map(Upsert),

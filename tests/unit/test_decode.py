@@ -282,6 +282,58 @@ class TestService:
 
         assert (external.forwarding, external.algorithm) == expected
 
+    @pytest.mark.parametrize(
+        ("value", "expected", "left_out"),
+        [
+            pytest.param(
+                service(externalIPs=["x", "192.0.2.1", "::ffff:1.2.3.4", ""]),
+                External(at("192.0.2.1")),
+                {
+                    "spec.externalIPs[0]": "'x' is not an IPv4 or IPv6 address",
+                    "spec.externalIPs[2]": "'::ffff:1.2.3.4' is not an IPv4 or IPv6 address",
+                    "spec.externalIPs[3]": "'' is not an IPv4 or IPv6 address",
+                },
+                id="externalIPs",
+            ),
+            pytest.param(
+                service(type="LoadBalancer") | ingress({"hostname": "lb"}, {"ip": "x"}, {"ip": "198.51.100.1"}),
+                External((), at("198.51.100.1")),
+                {"status.loadBalancer.ingress[1].ip": "'x' is not an IPv4 or IPv6 address"},
+                id="ingress",
+            ),
+            pytest.param(
+                service(type="LoadBalancer", loadBalancerSourceRanges=["10.0.0.0/8", "10.0.0.0/33", " "]),
+                External(source_ranges=ranges("10.0.0.0/8"), lacks_ranges=True),
+                {
+                    "spec.loadBalancerSourceRanges[1]": "'10.0.0.0/33' is not an address range",
+                    "spec.loadBalancerSourceRanges[2]": "' ' is not an address range",
+                },
+                id="source ranges",
+            ),
+            pytest.param(
+                service(type="LoadBalancer", loadBalancerSourceRanges=["::ffff:10.0.0.0/104"]),
+                External(lacks_ranges=True),
+                {"spec.loadBalancerSourceRanges[0]": "'::ffff:10.0.0.0/104' is not an address range"},
+                id="a source range of IPv4 in the form of IPv6",
+            ),
+            pytest.param(
+                service(type="LoadBalancer", externalIPs=["x"], loadBalancerSourceRanges=["y"]) | ingress({"ip": "z"}),
+                External(lacks_ranges=True),
+                {
+                    "spec.externalIPs[0]": "'x' is not an IPv4 or IPv6 address",
+                    "status.loadBalancer.ingress[0].ip": "'z' is not an IPv4 or IPv6 address",
+                    "spec.loadBalancerSourceRanges[0]": "'y' is not an address range",
+                },
+                id="of each",
+            ),
+        ],
+    )
+    def test_what_cannot_be_read_is_left_out_and_named(self, decoder, value, expected, left_out):
+        event = event_of(decoder, Kind.SERVICE, value)
+
+        assert event.record.external == expected
+        assert dict(event.left_out) == left_out
+
     def test_node_ports(self, decoder):
         ports = [port(nodePort=30080), port(81, name="b", nodePort=0), port(82, name="c", nodePort=None)]
 
@@ -318,31 +370,6 @@ class TestService:
             pytest.param(service(ports=3), "spec.ports", "got `int`", id="ports of a wrong type"),
             pytest.param(service(internalTrafficPolicy="local"), "spec.internalTrafficPolicy", "'local'", id="iTP"),
             pytest.param(service(externalTrafficPolicy="x"), "spec.externalTrafficPolicy", "'x'", id="eTP"),
-            pytest.param(service(externalIPs=["192.0.2.1", "x"]), "spec.externalIPs[1]", "'x' is not", id="externalIP"),
-            pytest.param(
-                service(type="LoadBalancer", loadBalancerSourceRanges=["10.0.0.0/8", "10.0.0.0/33"]),
-                "spec.loadBalancerSourceRanges[1]",
-                "'10.0.0.0/33' is not an address range",
-                id="source range",
-            ),
-            pytest.param(
-                service(type="LoadBalancer", loadBalancerSourceRanges=["::ffff:10.0.0.0/104"]),
-                "spec.loadBalancerSourceRanges[0]",
-                "is not an address range",
-                id="source range of IPv4 in the form of IPv6",
-            ),
-            pytest.param(
-                service(type="LoadBalancer", loadBalancerSourceRanges=[" "]),
-                "spec.loadBalancerSourceRanges[0]",
-                "is not an address range",
-                id="blank source range",
-            ),
-            pytest.param(
-                service(type="LoadBalancer") | ingress({"ip": "x"}),
-                "status.loadBalancer.ingress[0].ip",
-                "'x' is not",
-                id="ingress",
-            ),
             pytest.param(service(sessionAffinity="clientip"), "spec.sessionAffinity", "'clientip'", id="affinity"),
             pytest.param(
                 service(**affinity(0)),

@@ -232,6 +232,22 @@ def test_source_ranges_limit_the_load_balancer_of_their_family(ranges, ipv4, ipv
         assert limited == ({FrontendKind.LOAD_BALANCER} if expected else set())
 
 
+@pytest.mark.parametrize(
+    ("ranges", "limited"),
+    [
+        pytest.param([], [True, True], id="no-other"),
+        pytest.param(["10.0.0.0/8"], [True, True], id="one-of-ipv4-is-left"),
+        pytest.param(["0.0.0.0/0", "fd00::/8"], [False, True], id="one-that-is-everybody"),
+    ],
+)
+def test_a_source_range_that_cannot_be_read_opens_no_family(ranges, limited):
+    """Nobody may, rather than everybody, where the only range of a family may be the one that cannot be read."""
+    reached = external(load_balancer=["198.51.100.1", "2001:db8:2::1"], ranges=ranges, lacks_ranges=True)
+    wants = resolved(service("web", "10.0.0.1", "fd00::1", reached=reached))
+
+    assert [any(role.flags & FrontendFlag.SOURCE_RANGES for role in want.roles) for want in wants] == limited
+
+
 def test_source_ranges_without_a_load_balancer_are_nobodys():
     (want,) = resolved(service(reached=external("192.0.2.9", ranges=["10.0.0.0/8"])))
 

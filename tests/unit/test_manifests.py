@@ -64,7 +64,7 @@ def said(event):
     """Reduce an event to what tells one from another in these tests."""
     match event:
         case Upsert(record=record):
-            return getattr(record, "key", None) or record.name, getattr(record, "cluster_ips", ())
+            return record.key, getattr(record, "cluster_ips", ())
         case Malformed(key=name, field=field):
             return name, field
     return event
@@ -144,7 +144,7 @@ class TestFirstLoad:
             (key("web-1"), ()),
             ListEnded(Kind.ENDPOINT_SLICE),
             ListStarted(Kind.NODE),
-            ("here", ()),
+            (ObjectKey("", "here"), ()),
             ListEnded(Kind.NODE),
         ]
 

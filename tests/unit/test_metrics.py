@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from agent.core.records import Family, Kind, Malformed
+from agent.core.records import Family, Kind
 from agent.observe import metrics as meter
 from agent.observe.metrics import Metrics
 from tests.builders import key
@@ -89,7 +89,7 @@ def test_errors_drift_and_malformed_objects():
     metrics = Metrics()
     metrics.error("dataplane")
     metrics.drift(7)
-    metrics.malformed(Malformed(Kind.SERVICE, key("web"), "spec", "bad"))
+    metrics.malformed(Kind.SERVICE)
     read = metrics.registry.get_sample_value
 
     assert read("ebproxy_errors_total", {"kind": "dataplane"}) == 1

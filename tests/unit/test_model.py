@@ -14,6 +14,7 @@ from agent.core.records import (
     Delete,
     Event,
     Family,
+    Fault,
     HealthCheck,
     Kind,
     ListEnded,
@@ -251,6 +252,24 @@ def test_a_malformed_version_leaves_what_the_object_said_before():
 
     assert backends(model) == ["10.1.0.1:8080"]
     assert list(model.malformed) == [(Kind.ENDPOINT_SLICE, key("s1"))]
+
+
+def test_an_object_of_which_not_all_could_be_read():
+    faults = Fault("spec.externalIPs[0]", "'x' is no address"), Fault("spec.externalIPs[1]", "'y' is no address")
+    model = model_of(Upsert(service(), faults))
+
+    assert model.services[WEB] == service()
+    assert model.unread() == {}
+    assert list(model.malformed.values()) == [
+        Malformed(
+            Kind.SERVICE,
+            WEB,
+            "spec.externalIPs[0], spec.externalIPs[1]",
+            "'x' is no address; 'y' is no address",
+        )
+    ]
+    assert then(model, SERVICE) == set()
+    assert not model.malformed
 
 
 @pytest.mark.parametrize(

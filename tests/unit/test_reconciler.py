@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.records import Upsert
+from agent.core.records import Fault, Upsert
 from tests.builders import key, service
-from tests.property.simulation import Clock, SimulatedAgent
+from tests.property.simulation import METRICS, Clock, SimulatedAgent
 
 SYNC_S = 2.0
 
@@ -121,3 +121,19 @@ def test_who_waits_is_told_after_a_failure_when_the_maps_have_it(agent, clock, s
     clock.now += 60
     agent.reconciler._turn()
     assert synced == [1]
+
+
+def test_what_is_left_out_of_an_object_is_counted_and_told(agent, caplog):
+    def count() -> float:
+        return METRICS.registry.get_sample_value("ebproxy_malformed_objects_total", {"kind": "Service"}) or 0
+
+    before = count()
+    left_out = Fault("spec.externalIPs[0]", "'x' is no address"), Fault("spec.externalIPs[2]", "'y' is no address")
+    agent.reconciler.submit(Upsert(service(), left_out))
+    turn(agent)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "Service ns/web: spec.externalIPs[0]: 'x' is no address; it is left out",
+        "Service ns/web: spec.externalIPs[2]: 'y' is no address; it is left out",
+    ]
+    assert count() == before + 1

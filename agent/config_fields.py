@@ -151,12 +151,28 @@ FIELDS: Mapping[str, Field] = {
     "featureGates": _unused(),
     "logging.flushFrequency": _unused(),
     "logging.options": _unused(),
+    "logging.options.json.infoBufferSize": _unused(read.text),
+    "logging.options.json.splitStream": _unused(read.boolean),
+    "logging.options.text.infoBufferSize": _unused(read.text),
+    "logging.options.text.splitStream": _unused(read.boolean),
     "logging.vmodule": _unused(),
     "portRange": _unused(read.text),
     "showHiddenMetricsForVersion": _unused(read.text),
     "udpIdleTimeout": _unused(read.duration),
     "windowsRunAsService": _unused(read.boolean),
     "winkernel": _unused(),
+    # flags of kube-proxy's logging library, which have no field
+    "--add_dir_header": _unused(read.boolean),
+    "--alsologtostderr": _unused(read.boolean),
+    "--log_backtrace_at": _unused(read.text),
+    "--log_dir": _unused(read.text),
+    "--log_file": _unused(read.text),
+    "--log_file_max_size": _unused(_COUNT),
+    "--logtostderr": _unused(read.boolean),
+    "--one_output": _unused(read.boolean),
+    "--skip_headers": _unused(read.boolean),
+    "--skip_log_headers": _unused(read.boolean),
+    "--stderrthreshold": _unused(),
 }
 _SECTIONS = frozenset(path.partition(".")[0] for path in FIELDS if "." in path)
 

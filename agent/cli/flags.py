@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import agent
+
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -36,6 +38,11 @@ class Flag(NamedTuple):
     metavar: str
     help: str
     read: Callable[[str], object] = str
+
+
+def _of_klog(name: str, metavar: str, read: Callable[[str], object] = str) -> Flag:
+    """Describe a flag of kube-proxy's logging library, without effect, in both spellings that kube-proxy takes."""
+    return Flag(tuple(dict.fromkeys((name, f"--{name[2:].replace('_', '-')}"))), name, metavar, "", read)
 
 
 FLAGS = (
@@ -134,15 +141,31 @@ FLAGS = (
     Flag(("--profiling",), "enableProfiling", "BOOL", "", _boolean),
     Flag(("--show-hidden-metrics-for-version",), "showHiddenMetricsForVersion", "VERSION", ""),
     Flag(("--vmodule",), "logging.vmodule", "PATTERN", ""),
+    Flag(("--log-json-info-buffer-size",), "logging.options.json.infoBufferSize", "QUANTITY", ""),
+    Flag(("--log-json-split-stream",), "logging.options.json.splitStream", "BOOL", "", _boolean),
+    Flag(("--log-text-info-buffer-size",), "logging.options.text.infoBufferSize", "QUANTITY", ""),
+    Flag(("--log-text-split-stream",), "logging.options.text.splitStream", "BOOL", "", _boolean),
+    _of_klog("--add_dir_header", "BOOL", _boolean),
+    _of_klog("--alsologtostderr", "BOOL", _boolean),
+    _of_klog("--log_backtrace_at", "FILE:LINE"),
+    _of_klog("--log_dir", "DIR"),
+    _of_klog("--log_file", "FILE"),
+    _of_klog("--log_file_max_size", "NUMBER", _number),
+    _of_klog("--logtostderr", "BOOL", _boolean),
+    _of_klog("--one_output", "BOOL", _boolean),
+    _of_klog("--skip_headers", "BOOL", _boolean),
+    _of_klog("--skip_log_headers", "BOOL", _boolean),
+    _of_klog("--stderrthreshold", "SEVERITY"),
 )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--config`` and every flag that sets a field of it.
+    """Add ``--config``, ``--version`` and every flag that sets a field of the configuration.
 
     A flag that was not given is None, so that it does not hide what the file says. One of a boolean may stand alone.
     """
     parser.add_argument("--config", metavar="FILE", type=Path, help="YAML; a KubeProxyConfiguration is valid too")
+    parser.add_argument("--version", action="version", version=f"ebproxy {agent.__version__}")
     for flag in FLAGS:
         described = flag.help or argparse.SUPPRESS
         if flag.read is _boolean:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import agent
 from agent.cli import flags
 from agent.config import Config, describe, load
 from agent.config_fields import FIELDS, DetectLocalMode
@@ -482,6 +483,12 @@ SAMPLES = {
     "showHiddenMetricsForVersion": "1.35",
     "logging.vmodule": "a=1",
     "clientConnection.contentType": "json",
+    "logging.options.json.infoBufferSize": "64Ki",
+    "logging.options.text.infoBufferSize": "0",
+    "--log_backtrace_at": "proxier.go:7",
+    "--log_dir": "/var/log",
+    "--log_file": "/var/log/kube-proxy.log",
+    "--stderrthreshold": "WARNING",
 }
 
 
@@ -492,6 +499,19 @@ def test_a_flag_without_effect_is_accepted_and_named(flag):
     config = load(None, parsed(f"{flag.names[0]}={sample}"), {}, "h")
 
     assert config.unused == (flag.field,)
+
+
+def test_a_flag_of_the_logging_library_is_spelt_as_kube_proxy_takes_it():
+    config = load(None, parsed("--logtostderr", "--log-file=a", "--log_dir=b", "--skip-log-headers=false"), {}, "h")
+
+    assert sorted(config.unused) == ["--log_dir", "--log_file", "--logtostderr", "--skip_log_headers"]
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parsed("--version")
+
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"ebproxy {agent.__version__}\n")
 
 
 def test_flags_have_help_if_their_field_has_an_effect():

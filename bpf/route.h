@@ -78,6 +78,35 @@ static __always_inline bool route_anew(struct __sk_buff *skb)
 	return !bpf_skb_set_tunnel_key(skb, key, sizeof(key), 0);
 }
 
+/* Whether a socket of the node is connected to where a datagram comes from: it is an answer, not a question. */
+static __always_inline bool route_is_awaited(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct tuple *tuple = &packet->tuple;
+	struct bpf_sock_tuple ends = {};
+	struct bpf_sock *sock;
+	u32 size = sizeof(ends.ipv4);
+	bool is_connected;
+
+	if (packet->is_ipv6) {
+		size = sizeof(ends.ipv6);
+		__builtin_memcpy(ends.ipv6.saddr, &tuple->source, sizeof(tuple->source));
+		__builtin_memcpy(ends.ipv6.daddr, &tuple->destination, sizeof(tuple->destination));
+		ends.ipv6.sport = tuple->source_port;
+		ends.ipv6.dport = tuple->destination_port;
+	} else {
+		ends.ipv4.saddr = tuple->source.word[3];
+		ends.ipv4.daddr = tuple->destination.word[3];
+		ends.ipv4.sport = tuple->source_port;
+		ends.ipv4.dport = tuple->destination_port;
+	}
+	sock = bpf_sk_lookup_udp(skb, &ends, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sock)
+		return false;
+	is_connected = sock->state == BPF_TCP_ESTABLISHED;
+	bpf_sk_release(sock);
+	return is_connected;
+}
+
 /* Find the MTU of a device if a packet does not fit; 0 = it does. */
 static __always_inline u32 route_exceeded_mtu(struct __sk_buff *skb, u32 device)
 {

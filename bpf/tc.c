@@ -400,6 +400,22 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 }
 
 /*
+ * Whether a packet that has no flow may begin one: an answer never does. At an address of the node only what opens a
+ * connection does, as the node's own connections have ports there, those that netfilter translates among them.
+ */
+static __always_inline bool may_begin(struct __sk_buff *skb, const struct packet *packet,
+				      const struct frontend *frontend)
+{
+	u32 opening = packet->flags & (TCP_SYN | TCP_ACK);
+
+	if (opening == (TCP_SYN | TCP_ACK))
+		return false;
+	if (lb_kind(frontend) != FRONTEND_NODE_PORT && !route_is_own(&packet->tuple.destination))
+		return true;
+	return packet->tuple.protocol == IPPROTO_UDP ? !route_is_awaited(skb, packet) : opening == TCP_SYN;
+}
+
+/*
  * Forget a flow that is over and that a new connection without a service has the same ends as: the answers to it would
  * be taken for replies of that flow.
  */
@@ -467,7 +483,7 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 		return begin_return(work, &asked);
 	if (!frontend || packet->kind == PACKET_LATER_FRAGMENT)
 		return decline(skb, work, hook);
-	return serve(skb, work, frontend, hook);
+	return may_begin(skb, packet, frontend) ? serve(skb, work, frontend, hook) : TC_ACT_UNSPEC;
 }
 
 /* Give a fragment the ports it lacks, or note those it brings. Returns GO_ON or a verdict. */

@@ -114,10 +114,10 @@ def test_nobody_for_this_client_is_silence(path, kind, origin, protocol, number)
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("payload", [b"", PAYLOAD], ids=["empty", "payload"])
-@pytest.mark.parametrize("flags", ["S", "A", "SA", "F", "FA", "P"])
+@pytest.mark.parametrize("flags", ["S", "A", "F", "FA", "P"])
 def test_what_a_reset_says(path, flags, payload, number):
-    frontend = frontend_of(FrontendKind.NODE_PORT, number)
-    path.serve("tcp", frontend, inside=REFUSE, kind=FrontendKind.NODE_PORT)
+    frontend = frontend_of(FrontendKind.CLUSTER_IP, number)
+    path.serve("tcp", frontend, inside=REFUSE, kind=FrontendKind.CLUSTER_IP)
     sent = packet("tcp", client_of("outside", number), frontend, flags=flags, payload=payload)
 
     check(path.ingress("eth0", sent), TC_ACT_REDIRECT, reset(sent, payload=len(payload)))
@@ -126,8 +126,8 @@ def test_what_a_reset_says(path, flags, payload, number):
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("flags", ["R", "RA"])
 def test_a_reset_is_not_answered(path, flags, number):
-    frontend = frontend_of(FrontendKind.NODE_PORT, number)
-    path.serve("tcp", frontend, inside=REFUSE, kind=FrontendKind.NODE_PORT)
+    frontend = frontend_of(FrontendKind.CLUSTER_IP, number)
+    path.serve("tcp", frontend, inside=REFUSE, kind=FrontendKind.CLUSTER_IP)
     sent = packet("tcp", client_of("outside", number), frontend, flags=flags, payload=b"")
 
     assert path.ingress("eth0", sent).verdict == TC_ACT_SHOT

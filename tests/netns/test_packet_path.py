@@ -15,6 +15,7 @@ import pytest
 from tests.lab import netns
 from tests.lab.offload import Offload, switch
 from tests.lab.polling import until
+from tests.lab.processes import end
 from tests.lab.scene import SIZES, Scene
 from tests.lab.traffic import PACKET_MODES, Answer, churning
 from tests.netns.everywhere import (
@@ -241,6 +242,38 @@ def test_a_node_port_is_not_for_processes_of_the_node(stage, spread, kind, addre
     assert bind(scene.shopper.place, port) == ""
 
 
+@pytest.fixture(scope="module")
+def far_server(stage):
+    """A server outside, of no Service: its name and addresses."""
+    scene, _ = stage
+    outsider = scene.lab.outsiders[1]
+    server = outsider.serve(8080)
+    yield outsider
+    end(server)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["tcp", "udp"])
+@pytest.mark.parametrize("began", ["before", "after"])
+def test_a_connection_of_the_node_s_own_keeps_its_port(stage, far_server, began, mode, family):
+    """It had its port before that became a NodePort: what comes back by it is an answer, and no client's question."""
+    scene, clients = stage
+    name = f"late-{began}-{mode}-{family}"
+    port = 30_000 + int(scene.ips(name)[0].rsplit(".", 1)[1])
+    sock = clients["host"].open(mode, (4, 6)[family])
+    sock.bind(port)
+    if began == "before":
+        sock.connect(far_server.addresses[family], 8080)
+    service = publish(scene, name, scene.web)
+    if began == "after":
+        sock.connect(far_server.addresses[family], 8080)
+
+    assert service.at("NodePort", family)[1] == port
+    assert [sock.ask() for _ in range(3)] == [far_server.name] * 3
+    assert clients["outside"].ask(mode, *service.at("NodePort", family)).name in names(scene, with_far=False)
+    sock.close()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["tcp", "udp"])
 def test_a_node_port_follows_the_node_s_addresses(stage, spread, mode, family):
@@ -355,10 +388,10 @@ def test_the_agent_may_be_restarted_under_load(stage, spread):
     outside = [(mode, *spread.at("NodePort", family)) for mode in ("tcp", "udp") for family in (0, 1)]
     inside = [(mode, *spread.at("ClusterIP", family)) for mode in ("tcp", "udp") for family in (0, 1)]
     places = {scene.lab.outsiders[0].place: outside, scene.shopper.place: inside}
-    for end in (scene.agent.stop, scene.agent.kill):
+    for leave in (scene.agent.stop, scene.agent.kill):
         churns = [churning(place, targets, rate=100) for place, targets in places.items()]
         with churns[0] as first, churns[1] as second:
-            end()
+            leave()
             scene.agent.start().wait()
             first.wait_for(20)
             second.wait_for(20)

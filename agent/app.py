@@ -27,7 +27,7 @@ from agent.core.model import Model
 from agent.core.network import Network
 from agent.core.records import ObjectKey
 from agent.errors import ConfigError, DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
-from agent.kernel import netlink, probe
+from agent.kernel import capabilities, netlink, probe
 from agent.kernel.conntrack import FlowSweep, Swept
 from agent.kernel.dataplane import Dataplane
 from agent.kernel.follower import NetworkFollower
@@ -240,7 +240,8 @@ def _begin_client(config: Config) -> KubeClient:
 
 
 def run(config: Config) -> int:
-    """Run an agent until SIGTERM or SIGINT; returns the exit status."""
+    """Run an agent until SIGTERM or SIGINT; returns the exit status. Raises: EbproxyError."""
+    capabilities.require(capabilities.effective())
     gc.disable()  # the first lists are a hundred thousand objects that all stay
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
     for remark in remarks(config, read_ephemeral_ports()):

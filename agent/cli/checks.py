@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.cli.node_network import devices_of_kind
 from agent.errors import ConfigError, UnsupportedKernel
-from agent.kernel import bpffs, probe, rivals, tc
+from agent.kernel import bpffs, capabilities, probe, rivals, tc
 from agent.kernel.attach import closing
 from agent.kernel.cgroup import find_cgroup_root
 from agent.observe.control import SOCKET
@@ -29,11 +29,6 @@ _SHOWN = 3
 _BCC_LIMIT_S = 60
 # Exits 3 for PyPI's `bcc`, which is another package of that name.
 _BCC_VERSION = "import sys, bcc; sys.exit(3) if not hasattr(bcc, 'BPF') else print(bcc.__version__)"
-
-# Source: include/uapi/linux/capability.h.
-_SYS_ADMIN = 21
-_CAPABILITIES = {39: "CAP_BPF", 12: "CAP_NET_ADMIN", 38: "CAP_PERFMON"}
-_DISPENSABLE = frozenset({"CAP_PERFMON"})
 
 
 class Level(enum.StrEnum):
@@ -81,15 +76,14 @@ def _guarded(check: Check, place: Place) -> Iterator[Finding]:
 
 def check_capabilities(_: Place) -> Iterator[Finding]:
     """Look for what bpf(2) asks of its caller."""
-    effective = _effective_capabilities()
-    for number, name in _CAPABILITIES.items():
-        if effective >> number & 1:
+    held = capabilities.effective()
+    for number, name in capabilities.NEEDED.items():
+        if capabilities.has(held, number):
             yield Finding(f"capability:{name}", Level.OK, "effective")
-        elif effective >> _SYS_ADMIN & 1:
+        elif capabilities.is_implied(held, name):
             yield Finding(f"capability:{name}", Level.OK, "implied by CAP_SYS_ADMIN")
         else:
-            level = Level.WARN if name in _DISPENSABLE else Level.FAIL
-            yield Finding(f"capability:{name}", level, "missing", f"run as root, or add {name} to the container")
+            yield Finding(f"capability:{name}", Level.FAIL, "missing", f"run as root, or add {name} to the container")
 
 
 def check_user(_: Place) -> Iterator[Finding]:
@@ -196,7 +190,7 @@ def check_bpffs(place: Place) -> Iterator[Finding]:
             yield Finding(
                 "bpffs", Level.FAIL, f"{place.bpffs} may not be written", "run as root, with the mount writable"
             )
-    elif _effective_capabilities() >> _SYS_ADMIN & 1:
+    elif capabilities.has(capabilities.effective(), capabilities.SYS_ADMIN):
         yield Finding("bpffs", Level.OK, f"not mounted at {place.bpffs}: the agent will mount it")
     else:
         yield Finding("bpffs", Level.FAIL, f"not mounted at {place.bpffs}, and we may not mount it", f"run: {mount}")
@@ -307,13 +301,6 @@ def _ports(text: str) -> frozenset[int]:
     """Read a list of ports and ranges, like ``80,30000-32767``."""
     bounds = [item.partition("-") for item in text.strip().split(",") if item]
     return frozenset(port for low, _, high in bounds for port in range(int(low), int(high or low) + 1))
-
-
-def _effective_capabilities() -> int:
-    for line in Path("/proc/thread-self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
 
 
 def _has_agent(place: Place) -> bool:

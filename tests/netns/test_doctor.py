@@ -181,7 +181,7 @@ def test_missing_capabilities_are_named(node):
     assert {ident: level for ident, level in levels(findings).items() if ident.startswith("capability:")} == {
         "capability:CAP_BPF": "fail",
         "capability:CAP_NET_ADMIN": "fail",
-        "capability:CAP_PERFMON": "warn",
+        "capability:CAP_PERFMON": "fail",
     }
     assert "bpf(2) is not permitted" in findings["kernel:bpf"]["seen"]
     assert "add CAP_BPF" in findings["capability:CAP_BPF"]["remedy"]

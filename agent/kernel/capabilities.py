@@ -38,7 +38,7 @@ def missing(held: int) -> tuple[str, ...]:
 
 
 def require(held: int) -> None:
-    """Hold that a set has what the agent needs; the verifier's words would not say what it lacks. Raises: EbproxyError."""
+    """Hold that a set has what the agent needs. Raises: EbproxyError, where the verifier would not say what it lacks."""
     names = missing(held)
     if names:
         message = (

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from agent.kernel import bpf
-from agent.kernel.attach import closing
 from tests.cluster.apiserver import ApiServer, Options, load
 from tests.image.conftest import EMPTY, SERVICE
 from tests.image.images import Image
@@ -36,8 +32,9 @@ MONITORING = REPOSITORY / "manifests/components/monitoring"
 MODES = ("tcp", "udp", "udp-unconnected")
 MIB = 1 << 20
 REFUSALS = {
-    "BPF": "bpf OBJ_GET: Operation not permitted",
-    "NET_ADMIN": "Failed to load program: Operation not permitted",
+    "BPF": "CAP_BPF missing",
+    "NET_ADMIN": "CAP_NET_ADMIN missing",
+    "PERFMON": "CAP_PERFMON missing",
 }
 
 
@@ -205,28 +202,5 @@ def test_cannot_start_without(
     assert words in agent.said()
 
 
-@pytest.mark.timeout(180)
-def test_programs_are_longer_without_perfmon(
-    image: Image, node: Node, objects: Manifests, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lengths = {}
-    for without in ("", "PERFMON"):
-        with PodAgent(image, node, objects, without=without) as agent:
-            lengths[without] = verified_length(agent.bpffs / "ebproxy", "connect4")
-        shutil.rmtree(agent.bpffs / "ebproxy")
-    with capsys.disabled():
-        print(f"\nconnect4: {lengths['']} bytes, {lengths['PERFMON']} without PERFMON", end=" ")
-
-    assert lengths[""] < lengths["PERFMON"]
-
-
 def test_nothing_else_is_asked_for() -> None:
-    assert set(CAPABILITIES) == {*REFUSALS, "PERFMON"}
-
-
-def verified_length(root: Path, hook: str) -> int:
-    """The bytes of a program as the verifier rewrote it. Source: struct bpf_prog_info, xlated_prog_len."""
-    (pin,) = root.glob(f"*/programs_*/{hook}")
-    with closing(bpf.obj_get(pin)) as program:
-        (length,) = struct.unpack_from("=I", bpf._info(program), 20)
-    return int(length)
+    assert set(CAPABILITIES) == REFUSALS.keys()

@@ -38,10 +38,9 @@ def missing(held: int) -> tuple[str, ...]:
 
 
 def require(held: int) -> None:
-    """Hold that a set has what the agent needs. Raises: EbproxyError, where the verifier would not say what it lacks."""
+    """Hold that a set has what the agent needs. Raises: EbproxyError; the verifier would not say what it lacks."""
     names = missing(held)
     if names:
-        message = (
-            f"{', '.join(names)} missing: run as root, or add {'it' if len(names) == 1 else 'them'} to the container"
-        )
+        them = "it" if len(names) == 1 else "them"
+        message = f"{', '.join(names)} missing: run as root, or add {them} to the container"
         raise EbproxyError(message)

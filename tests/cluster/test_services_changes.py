@@ -146,6 +146,27 @@ def test_a_label_that_says_slices_are_of_a_headless_service(cluster, service):
     assert answers(cluster, service, "NodePort") == {"ECONNREFUSED"}
 
 
+def test_a_slice_moves_to_another_service_by_its_label(cluster, make_service):
+    """Its endpoints go from the one to the other at once, and back."""
+    first, second = make_service(), make_service()
+    described, staying = first.describe(), first.slices(cluster.web[:1])
+    first.publish(slices=[*staying, *first.slices(cluster.web[1:2], name="-moving")])
+    second.publish()
+    assert answers(cluster, second) == {"ECONNREFUSED"}
+
+    for owner, of_first, of_second in ((second, {"web-1"}, {"web-2"}), (first, {"web-1", "web-2"}, {"ECONNREFUSED"})):
+        moving = first.slices(cluster.web[1:2], name="-moving")
+        for piece in moving:
+            piece["metadata"]["labels"]["kubernetes.io/service-name"] = owner.name
+        first.write(described, [*staying, *moving])
+        cluster.sync()
+
+        for client in (cluster.pods[0], cluster.outside):
+            for family in (0, 1):
+                assert set(client.spread("tcp", *first.at("ClusterIP", family), 40)) == of_first
+        assert answers(cluster, second) == of_second
+
+
 def test_a_headless_service_has_no_frontends(cluster, service):
     ip = service.ips[0]
     service.publish(cluster.web[:1], ips=["None"], type="ClusterIP")

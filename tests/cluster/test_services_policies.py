@@ -7,9 +7,11 @@ Source: test/e2e/network/{service,loadbalancer,traffic_distribution}.go of Kuber
 from __future__ import annotations
 
 import time
+from itertools import product
 
 import pytest
 
+from tests.cluster.api_driver import NODES
 from tests.cluster.nodes import COUNT, health_status
 from tests.cluster.three_nodes import KINDS, ZONES, endpoints, outcome
 from tests.lab.manifests import Endpoint
@@ -209,6 +211,31 @@ def test_traffic_leaves_its_zone_when_the_zone_loses_its_endpoints(cluster, serv
     service.publish(slices=pieces)
 
     assert set(cluster.pods[1].spread("tcp", *target, 40)) == {"web-1", "web-3"}
+
+
+@pytest.fixture
+def relabel(cluster):
+    """Give the first node another zone, as its label; it gets its own back."""
+
+    def label(zone):
+        labels = {"topology.kubernetes.io/zone": zone}
+        cluster.api.patch(NODES, cluster.nodes[0].name, {"metadata": {"labels": labels}})
+
+    yield label
+    label(ZONES[0])
+
+
+def test_traffic_follows_the_zone_of_its_node(cluster, service, relabel):
+    """Of a node that changes its zone; what keeps its own keeps its endpoints."""
+    service.publish(slices=hinted(cluster, service, cluster.web, [ZONE] * 3))
+
+    for zone, names in ((ZONES[1], {"web-2"}), (ZONES[0], {"web-1", "web-3"})):
+        relabel(zone)
+        for client, family in product(of_node(cluster, 0), (0, 1)):
+            target = service.at("ClusterIP", family)
+            until(lambda: outcome(client, "tcp", target) in names, f"{names} answer")  # noqa: B023
+            assert set(client.spread("tcp", *target, 40)) == names
+        assert set(cluster.pods[2].spread("tcp", *service.at("ClusterIP", 0), 40)) == {"web-1", "web-3"}
 
 
 def sticky(timeout_s):

@@ -114,12 +114,21 @@ TABLE = [
     (NODE_PORT, "Cluster", LOOP, ALL, True),
     (NODE_PORT, "Cluster", OUTSIDE, ALL, True),
     (NODE_PORT, "Local", IN_POD, ALL, False),
+    (NODE_PORT, "Local", HOST, ALL, False),
+    (NODE_PORT, "Local", LOOP, ALL, True),
     (NODE_PORT, "Local", OUTSIDE, ALL[:1], False),
+    (EXTERNAL_IP, "Cluster", IN_POD, ALL, True),
+    (EXTERNAL_IP, "Cluster", HOST, ALL, False),
     (EXTERNAL_IP, "Cluster", OUTSIDE, ALL, True),
+    (EXTERNAL_IP, "Local", IN_POD, ALL, False),
+    (EXTERNAL_IP, "Local", HOST, ALL, False),
     (EXTERNAL_IP, "Local", OUTSIDE, ALL[:1], False),
+    (LB, "Cluster", IN_POD, ALL, True),
+    (LB, "Cluster", HOST, ALL, False),
     (LB, "Cluster", OUTSIDE, ALL, True),
-    (LB, "Local", OUTSIDE, ALL[:1], False),
     (LB, "Local", IN_POD, ALL, False),
+    (LB, "Local", HOST, ALL, False),
+    (LB, "Local", OUTSIDE, ALL[:1], False),
 ]
 
 

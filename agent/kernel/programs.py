@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from agent.kernel import bpf
 from agent.kernel.loader import Program, Report, Request, StructReport
 from agent.kernel.maps import MapStore
 
+log = logging.getLogger("ebproxy.programs")
 BPF_SOURCES = Path(agent.__file__).resolve().parent.parent / "bpf"
 COMPILE_LIMIT_S = 60
 _SO_NETNS_COOKIE = 71
@@ -197,6 +200,8 @@ def _load(pins: Path, directory: Path, specs: tuple[MapSpec, ...], options: Prog
     for stale in filter(Path.exists, (fresh, pins)):
         shutil.rmtree(stale)
     fresh.mkdir()
+    log.info("compiling the programs, which a first start and a changed version or option take 10 to 30 s for")
+    begun = time.monotonic()
     try:
         with ThreadPoolExecutor() as pool:  # a child for each source, side by side: compiling is what takes the time
             for report in pool.map(run_loader, requests(fresh, directory, specs, options)):
@@ -205,6 +210,7 @@ def _load(pins: Path, directory: Path, specs: tuple[MapSpec, ...], options: Prog
     except LoaderError:
         shutil.rmtree(fresh)
         raise
+    log.info("compiled and loaded the programs in %.1f s", time.monotonic() - begun)
 
 
 def requests(

@@ -106,6 +106,18 @@ def test_what_is_pinned_is_adopted(store, bpffs):
     assert load(store, bpffs / "maps") == first
 
 
+def test_that_it_compiles_is_said(store, bpffs, caplog):
+    caplog.set_level("INFO", logger="ebproxy")
+    load(store, bpffs / "maps")
+    begun, done = caplog.messages
+    caplog.clear()
+    load(store, bpffs / "maps")
+
+    assert begun.startswith("compiling the programs")
+    assert re.fullmatch(r"compiled and loaded the programs in \d+\.\d s", done)
+    assert caplog.messages == []
+
+
 def test_other_sources_make_other_programs(store, bpffs, sources):
     first = load(store, bpffs / "maps")
     with (sources / "lb.h").open("a") as header:

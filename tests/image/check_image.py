@@ -116,7 +116,7 @@ class TestPod:
 
         assert (ran.returncode, bad) == (0, [])
 
-    @pytest.mark.parametrize("probe", ["livenessProbe", "readinessProbe"])
+    @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
     def test_answers_the_kubelets_probes(self, agent: PodAgent, probe: str) -> None:
         asked: dict[str, Any] = agent.container[probe]["httpGet"]
         ports = {port["name"]: port["containerPort"] for port in agent.container["ports"]}

@@ -19,9 +19,11 @@ from agent.cli.flags import add_flags, overrides_from
 from agent.config import load
 from agent.config_fields import Reading, read_fields
 from agent.core.records import Kind, ObjectKey
+from agent.kernel.programs import COMPILE_LIMIT_S
 from agent.kernel.sockets import _NAMED as NAMED_NAMESPACES
 from agent.sources.kube import resources
 from agent.sources.kube_events import Complaint, EventRecorder, event_body
+from agent.sources.kube_inquiry import INQUIRY_LIMIT_S
 
 Json = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -196,8 +198,15 @@ class TestDaemonSet:
         assert asked == {"/livez": "healthz", "/readyz": "healthz"}
         assert ports["healthz"] == address.port
 
+    def test_liveness_does_not_end_a_first_start(self) -> None:
+        """Nothing listens before credentials are read and the programs are compiled; each may take its limit."""
+        startup, liveness = container()["startupProbe"], container()["livenessProbe"]
 
-PROBES = ("livenessProbe", "readinessProbe")
+        assert startup["httpGet"] == liveness["httpGet"]
+        assert startup["periodSeconds"] * startup["failureThreshold"] > INQUIRY_LIMIT_S + COMPILE_LIMIT_S
+
+
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)

@@ -87,6 +87,7 @@ def scale(screen: Screen, cluster: Cluster) -> str:
     with ThreadPoolExecutor() as pool:
         for count in (4, 2, 3):
             before = len(cluster.agents[0].backends(_frontend()) or ())
+            check(before > 0, "the maps do not say what the Service had before")
             in_maps = [pool.submit(_when, agent, count) for agent in cluster.agents]
             written = time.monotonic()
             cluster.scale(count)

@@ -158,7 +158,7 @@ class Agent:
                 views = read_services(store, self.state_dir)
         except DataplaneError:
             return None
-        return next((view.backends for view in views if frontend in view.frontends), None)
+        return next((view.backends for view in views if frontend in {it.text for it in view.frontends}), None)
 
     def count(self, frontend: str) -> int | None:
         """Count the backends of a frontend, by three lookups; None = it is not there."""

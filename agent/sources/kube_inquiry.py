@@ -70,7 +70,9 @@ class Inquiry:
                 os.killpg(self._child.pid, signal.SIGKILL)
 
     def _failure(self, words: str) -> ConfigError:
-        return ConfigError([f"{self._request.origin}: {words}"])
+        is_named = self._request.kubeconfig or self._request.api_server
+        hint = "" if is_named else "; outside a pod give --manifests DIR, --kubeconfig FILE or --api-server URL"
+        return ConfigError([f"{self._request.origin}: {words.removesuffix('.')}{hint}"])
 
 
 def is_outdated(credentials: Credentials) -> bool:

@@ -193,18 +193,25 @@ def test_proxies(
 
 
 @pytest.mark.parametrize(
-    "text",
-    [None, "", "[", "kind: Config", "current-context: x\ncontexts: []\nclusters: []\nusers: []", "half a "],
+    ("text", "words"),
+    [
+        (None, "there is no such file"),
+        ("", "there is no configuration in it"),
+        ("[", ""),
+        ("kind: Config", ""),
+        ("current-context: x\ncontexts: []\nclusters: []\nusers: []", ""),
+        ("half a ", ""),
+    ],
     ids=["absent", "empty", "not-yaml", "no-context", "wrong-context", "a-word"],
 )
-def test_an_unusable_kubeconfig_is_a_configuration_error(tmp_path: Path, text: str | None) -> None:
+def test_an_unusable_kubeconfig_is_a_configuration_error(tmp_path: Path, text: str | None, words: str) -> None:
     path = tmp_path / "kubeconfig"
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError) as failed:
         KubeClient(KubeTarget(path)).connect()
 
-    assert str(path) in str(failed.value)
+    assert f"kubeconfig {path}: {words}" in str(failed.value)
 
 
 def test_a_token_file_that_is_missing_is_named(kubeconfig: Path) -> None:
@@ -218,7 +225,7 @@ def test_a_token_file_that_is_missing_is_named(kubeconfig: Path) -> None:
 
 def test_outside_a_pod_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(ConfigError, match="in-cluster"):
+    with pytest.raises(ConfigError, match=r"in-cluster.*give --manifests DIR, --kubeconfig FILE or --api-server URL"):
         read(KubeTarget(service_account_dir=tmp_path))
 
 

@@ -110,7 +110,7 @@ def _load_kubeconfig(paths: str, configuration: Any, scratch: str) -> Origin:
     files = _fingerprints(paths.split(os.pathsep))
     merged = KubeConfigMerger(paths).config
     if merged is None:
-        raise ConfigException("there is no configuration in it" if any(files.values()) else "there is no such file")
+        raise ConfigException("there is no such file")
     loader = KubeConfigLoader(merged, config_base_path=None, temp_file_path=scratch)
     files |= _fingerprints(_named_files(loader))
     loader.load_and_set(configuration)

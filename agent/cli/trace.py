@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 def parse_target(text: str, protocol: Protocol) -> FrontendKey:
     """Read ``a.b.c.d:port`` or ``[v6]:port``. Raises: ConfigError."""
-    host, _, port = text.rpartition(":")
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        raise ConfigError([f"--to {text!r}: the port is missing; write ADDRESS:PORT, with [] around an IPv6 address"])
     try:
         address = parse_address(host.strip("[]"))
     except ValueError as error:

@@ -6,10 +6,12 @@ Exit status: 0 done, 1 not as it should be, 2 the command line or the configurat
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import agent
 from agent.errors import ConfigError, EbproxyError
@@ -17,8 +19,17 @@ from agent.errors import ConfigError, EbproxyError
 COMMANDS = ("run", "status", "service", "trace", "ct", "maps", "doctor", "cleanup")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ebproxy", description="A Kubernetes Service dataplane in eBPF.")
+class _Parser(argparse.ArgumentParser):
+    def refuse(self, unknown: list[str]) -> NoReturn:
+        """Refuse arguments that nobody takes, in a line: the usage of ``run`` alone would fill a screen."""
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        words = f"unrecognized arguments: {' '.join(unknown)}; {hint}`{self.prog} --help` lists what there is"
+        self.exit(2, f"{self.prog}: error: {words}\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="ebproxy", description="A Kubernetes Service dataplane in eBPF.")
     parser.add_argument("--version", action="version", version=f"ebproxy {agent.__version__}")
     return parser
 
@@ -27,9 +38,9 @@ def _absolute(text: str) -> Path:
     return Path(text).absolute()
 
 
-def _common() -> argparse.ArgumentParser:
+def _common() -> _Parser:
     """Build the flags that every command but ``run``, which configures more, has."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = _Parser(add_help=False)
     parser.add_argument(
         "--state-dir", metavar="DIR", type=_absolute, default=Path("/run/ebproxy"), help="default /run/ebproxy"
     )
@@ -45,14 +56,18 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
     # The agent stays small: only the command that is asked for is imported.
     for name in argv[:1] if set(argv[:1]) <= set(COMMANDS) and argv else COMMANDS:
         module = importlib.import_module(f"agent.cli.{name}")
-        parents = [] if name == "run" else [_common()]
+        parents: list[_Parser] = [] if name == "run" else [_common()]
         command = commands.add_parser(name, help=module.HELP, description=module.HELP, parents=parents)
         module.add_arguments(command)
         command.set_defaults(module=module)
-    args = parser.parse_args(argv)
+        parsers[name] = command
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parsers[args.command].refuse(unknown)
     if args.command != "run":  # an agent outlives who reads from it; of a command, nobody is left to write to
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:

@@ -6,6 +6,7 @@ Source: kube-proxy, with ``/metrics``, ``/proxyMode``, ``/configz`` and ``/healt
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -57,7 +58,8 @@ def open_servers(
 
 def _refusal(name: str, address: BindAddress, error: OSError) -> str:
     field = {"metrics": "metricsBindAddress", "health": "healthzBindAddress"}[name]
-    return f"cannot serve {name} at {address}: {error}; set {field} to a free one"
+    likely = "kube-proxy has it most likely: stop it, or " if error.errno == errno.EADDRINUSE else ""
+    return f"cannot serve {name} at {address}: {error}; {likely}set {field} to a free one"
 
 
 def _metrics_routes(config: Config, metrics: Metrics) -> Mapping[str, Route]:

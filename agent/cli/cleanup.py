@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from pathlib import Path
 
 from agent.app import LOCK, only_agent
@@ -21,12 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Remove everything. Raises: EbproxyError while an agent runs."""
+    was_locked = os.access(args.state_dir / LOCK, os.F_OK)
     with only_agent(args.state_dir):
         known = facts.read_facts(args.state_dir)
         _remove_self_tests(known.cgroup)
-        removed = [*remove(args.bpffs), *_close_loopback(known), *_remove_state(args.state_dir)] or [
-            "nothing: there was nothing to remove"
-        ]
+        removed = [*remove(args.bpffs), *_close_loopback(known), *_remove_state(args.state_dir)]
+        if was_locked:
+            removed.append(f"removed {args.state_dir / LOCK}")
+    removed = removed or ["nothing: there was nothing to remove"]
     if args.output == "json":
         print_json({"removed": removed})
     else:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.cli.output import print_json, print_table
-from agent.cli.view import open_store
+from agent.cli.view import absent, open_store, read_services
 from agent.core.abi import FlowFlag
 from agent.core.addresses import format_endpoint
 from agent.core.flows import ELSEWHERE, Flow, merged, state_of
@@ -46,7 +46,7 @@ class FlowView:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what to do."""
-    parser.add_argument("verb", choices=("list",), help="a line for each flow")
+    parser.add_argument("verb", choices=("list",), metavar="list", help="a line for each flow")
     parser.add_argument("--service", metavar="NAMESPACE/NAME", help="only this Service's")
     parser.add_argument(
         "--protocol", choices=[p.name.lower() for p in Protocol], help="only the flows of this protocol"
@@ -54,14 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print flows. Raises: EbproxyError."""
+    """Print flows. Raises: EbproxyError, also when there are none of a Service that is not there."""
     protocol = args.protocol.upper() if args.protocol else None
+    flows = [view for view in read_flows(args.bpffs, args.state_dir) if args.service in (None, view.service)]
+    if args.service and not flows and not _is_there(args.service, args):
+        raise absent(args.service)
     views = sorted(
-        (
-            view
-            for view in read_flows(args.bpffs, args.state_dir)
-            if args.service in (None, view.service) and protocol in (None, view.protocol)
-        ),
+        (view for view in flows if protocol in (None, view.protocol)),
         key=lambda view: (view.service, view.port, view.protocol, view.frontend, view.client),
     )
     if args.output == "json":
@@ -69,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_table(_COLUMNS, [_row(view) for view in views])
     return 0
+
+
+def _is_there(service: str, args: argparse.Namespace) -> bool:
+    with closing(open_store(args.bpffs)) as store:
+        return any(view.name.service == service for view in read_services(store, args.state_dir))
 
 
 def read_flows(bpffs: Path, state_dir: Path) -> Iterator[FlowView]:

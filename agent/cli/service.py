@@ -7,15 +7,18 @@ from contextlib import closing
 from typing import Any
 
 from agent.cli.output import print_json, print_table
-from agent.cli.view import FrontendView, SegmentView, ServicePortView, open_store, read_services
-from agent.errors import ConfigError, EbproxyError
+from agent.cli.view import FrontendView, SegmentView, ServicePortView, absent, open_store, read_services
+from agent.errors import ConfigError
 
 HELP = "list the services in the kernel's maps, or show one"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what to do."""
-    parser.add_argument("verb", choices=("list", "show"), help="a line for each service port, or one with its backends")
+    verbs = ("list", "show")
+    parser.add_argument(
+        "verb", choices=verbs, metavar="list|show", help="a line for each service port, or one with its backends"
+    )
     parser.add_argument("name", nargs="?", metavar="NAMESPACE/NAME", help="the service to show")
 
 
@@ -30,8 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.verb == "show":
         views = [view for view in views if view.name.service == args.name]
         if not views:
-            message = f"service {args.name} is not in the maps; `ebproxy service list` shows what is"
-            raise EbproxyError(message)
+            raise absent(args.name)
     if args.output == "json":
         print_json([_document(view) for view in views])
     elif args.verb == "list":

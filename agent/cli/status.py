@@ -15,7 +15,11 @@ HELP = (
     "exit status 1 when something is not"
 )
 _POLL_S = 0.05
-_NODE = {True: "exists", False: "not found", None: "not listed yet"}
+_NODE = {True: "exists", False: "not found: no Node has the name below (`--node-name`)", None: "not listed yet"}
+_WITHOUT_AGENT = (
+    "start it: `ebproxy run`; if it was just started, it may still compile its programs: `ebproxy status --wait 60`. "
+    "`ebproxy service list` and `ebproxy trace` answer without it"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
     if not 0 <= seconds < float("inf"):
-        raise ValueError(text)
+        message = f"{text!r} is not a number of seconds"
+        raise argparse.ArgumentTypeError(message)
     return seconds
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the status; 0 = everything listed is programmed. Raises: AgentUnreachable."""
+    """Print the status; 0 = everything listed is programmed. Raises: EbproxyError."""
     status = _settled_status(args)
     if args.output == "json":
         print_json(status)
@@ -53,9 +61,10 @@ def _settled_status(args: argparse.Namespace) -> dict[str, Any]:
             status: dict[str, Any] = ask(args.state_dir, "status")
             if status["is_settled"] or time.monotonic() >= deadline:
                 return status
-        except AgentUnreachable:
+        except AgentUnreachable as error:
             if time.monotonic() >= deadline:
-                raise
+                message = f"{error}; {_WITHOUT_AGENT}"
+                raise AgentUnreachable(message) from error
         time.sleep(_POLL_S)
 
 

@@ -20,7 +20,7 @@ from agent.core.abi import (
 )
 from agent.core.addresses import AddressRange, format_endpoint
 from agent.core.plan import KernelState, split_slots
-from agent.errors import DataplaneError
+from agent.errors import DataplaneError, EbproxyError
 from agent.kernel.dataplane import active_layout
 from agent.kernel.maps import MapStore
 from agent.observe.names import Name, read_names
@@ -119,6 +119,11 @@ def read_services(store: MapStore, state_dir: Path) -> list[ServicePortView]:
         for ident, frontends in by_id.items()
     ]
     return sorted(views, key=lambda view: (view.name, view.id))
+
+
+def absent(service: str) -> EbproxyError:
+    """Say that a Service is not in the maps, and where to look."""
+    return EbproxyError(f"service {service} is not in the maps; `ebproxy service list` shows what is")
 
 
 def name_of(names: Mapping[int, Name], ident: int) -> Name:

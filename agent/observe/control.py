@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.errors import AgentUnreachable
+from agent.errors import AgentUnreachable, EbproxyError
 from agent.observe.serving import ServingThread
 
 SOCKET = "agent.sock"
@@ -57,7 +57,7 @@ class ControlServer(ServingThread):
 
 
 def ask(state_dir: Path, question: str) -> Any:
-    """Ask the agent of a state directory. Raises: AgentUnreachable."""
+    """Ask the agent of a state directory. Raises: AgentUnreachable, or EbproxyError to who may not."""
     path = state_dir / SOCKET
     try:
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as client:
@@ -67,6 +67,9 @@ def ask(state_dir: Path, question: str) -> Any:
             client.shutdown(socket.SHUT_WR)
             with client.makefile("rb") as stream:
                 reply = json.loads(stream.read())
+    except PermissionError as error:
+        message = f"{path} may not be asked: {error.strerror}; run as root"
+        raise EbproxyError(message) from error
     except (OSError, ValueError) as error:
         message = f"no agent answers at {path}: {error}"
         raise AgentUnreachable(message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -10,7 +11,8 @@ import pytest
 
 from agent.__main__ import main
 from agent.core.abi import FlowFlag as F
-from agent.core.abi import MapSizes, map_specs
+from agent.core.abi import Frontend, FrontendKey, MapSizes, map_specs
+from agent.core.addresses import parse_address
 from agent.core.records import Protocol
 from agent.kernel.maps import MapStore
 from tests.flows import entry, pair
@@ -138,7 +140,6 @@ def test_json(listed):
         pytest.param(["--service", "shop/web"], ["[fd00::9]:4000"], id="service"),
         pytest.param(["--protocol", "udp"], ["10.9.0.5:1", "10.9.0.1:4000", "10.9.0.4:1"], id="protocol"),
         pytest.param(["--protocol", "sctp", "--service", "shop/web"], [], id="both"),
-        pytest.param(["--service", "shop/none"], [], id="no-such-service"),
     ],
 )
 def test_only_some(listed, flags, clients):
@@ -162,6 +163,25 @@ def test_table(listed):
 
 def test_nothing(listed):
     assert json.loads(listed("-o", "json")) == []
+
+
+def test_a_service_that_is_not_there(bpffs, tmp_path, capsys, listed):
+    where = ["--bpffs", str(bpffs), "--state-dir", str(tmp_path)]
+    listed(entries=flows())
+
+    assert main(["ct", "list", "--service", "shop/none", *where]) == 1
+    assert "shop/none is not in the maps; `ebproxy service list` shows" in capsys.readouterr().err
+
+
+def test_a_service_without_flows(bpffs, tmp_path, listed):
+    with contextlib.closing(MapStore.open_existing(bpffs / "ebproxy" / "0123456789ab")) as store:
+        store.maps["frontends"].update(
+            FrontendKey(parse_address("10.96.0.80"), 80, TCP).pack(), Frontend(9, 0, 0).pack()
+        )
+    with (tmp_path / "names.tsv").open("a", encoding="utf-8") as names:
+        names.write("9\tshop/idle\thttp\tTCP\tIPv4\n")
+
+    assert json.loads(listed("-o", "json", "--service", "shop/idle", entries=flows())) == []
 
 
 def test_nothing_is_programmed(bpffs, tmp_path, capsys):

@@ -117,12 +117,12 @@ class Maps:
     ) -> Outcome:
         if self._is_translated_at_socket(frontend, target, client):
             backends = format_backends(slots)
-            return Outcome("forward", f"connect() goes to one of {len(backends)} at random", described, backends)
+            return Outcome("forward", f"connect() goes to {_among(backends, 'at random')}", described, backends)
         sticky = self._sticky(frontend, client, slots)
         chosen = sticky or slots
         backends = format_backends(chosen)
-        how = "which the client had before (session affinity)" if sticky else _how(frontend, client)
-        reason = f"its packets go to {'the one' if len(backends) == 1 else f'one of {len(backends)}'}, {how}"
+        had = "the one that the client had before (session affinity)"
+        reason = f"its packets go to {had if sticky else _among(backends, _how(frontend, client))}"
         addresses = {unpack_backend(slot)[0] for slot in split_slots(chosen)}
         others = addresses - {client.address} or addresses
         is_hidden = any(self._is_masqueraded(frontend, client, address) for address in others)
@@ -163,6 +163,10 @@ class Maps:
         if client.origin == "outside" and frontend.flags & FrontendFlag.DSR:
             return False
         return not frontend.flags & FrontendFlag.EXTERNAL_LOCAL
+
+
+def _among(backends: tuple[str, ...], how: str) -> str:
+    return "the only one" if len(backends) == 1 else f"one of {len(backends)}, {how}"
 
 
 def _how(frontend: Frontend, client: Client) -> str:

@@ -240,3 +240,16 @@ def test_affinity(keep, backends, socket_lb):
 
     assert (said.verdict, said.backends) == ("forward", backends)
     assert ("had before" in said.reason) is (backends != ALL)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "socket_lb", "words"),
+    [
+        pytest.param([BOTH], "all", "connect() goes to one of 2, at random", id="connect"),
+        pytest.param([BOTH], "off", "its packets go to one of 2, at random", id="packets"),
+        pytest.param([piece("s", (READY, [THERE]))], "all", "connect() goes to the only one", id="one, connect"),
+        pytest.param([piece("s", (READY, [THERE]))], "off", "its packets go to the only one", id="one, packets"),
+    ],
+)
+def test_of_one_backend_nobody_says_that_it_is_chosen(pieces, socket_lb, words):
+    assert outcome(service(), CLUSTER_IP, IN_POD, *pieces, socket_lb=socket_lb).reason == words

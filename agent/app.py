@@ -131,7 +131,7 @@ class Agent:
         maps, services = self.dataplane.store.maps, UdpServices()
         sockets = StaleSockets(maps["socket_origins"], maps["peer_origins"], services)
         timeouts = flow_timeouts(self.config)
-        flows = FlowSweep(maps["conntrack"], timeouts, sockets, services, self.names.successors)
+        flows = FlowSweep(maps["conntrack"], timeouts, sockets, services)
         flows.on_pass = self._on_swept
         return flows
 

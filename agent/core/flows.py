@@ -162,69 +162,49 @@ class Flow(NamedTuple):
         return self.pair_key == other.key and other.pair_key == self.key
 
 
-class UdpPort(NamedTuple):
-    """A UDP service port: the ends of its serving backends and of its frontends, 18 bytes each."""
-
-    serving: frozenset[bytes]
-    frontends: frozenset[bytes]
-
-
 Losses = Mapping[bytes, frozenset[bytes] | None]
 """By frontend (18 bytes), the backends that it no longer has; None = any that it ever had."""
 
 
 @dataclass(slots=True)
 class UdpServices:
-    """What every UDP service port leads to: by id, and by frontend. Few are UDP, so this is small."""
+    """The serving backends of every UDP frontend, all of them ends of 18 bytes. Few are UDP, so this is small."""
 
-    by_id: dict[int, UdpPort] = field(default_factory=dict)
     serving_at: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
-    _ids: dict[ObjectKey, dict[int, UdpPort]] = field(default_factory=dict)
+    _of: dict[ObjectKey, dict[bytes, frozenset[bytes]]] = field(default_factory=dict)
+    """The same, by Service."""
 
     def note(self, key: ObjectKey, placements: Iterable[Placement]) -> dict[bytes, frozenset[bytes]]:
-        """Take in what one Service has now; returns what its frontends lost."""
-        now = dict(_udp_ports(placements))
-        before = self._ids.get(key, {})
+        """Take in what one Service has now; returns what its frontends lost, whatever their ports are called."""
+        now = {end: serving for ends, serving in _udp_ports(placements) for end in ends}
+        before = self._of.get(key, {})
         if now == before:
             return {}
-        lost = {end: backends for ident, port in before.items() for end, backends in _lost(port, now.get(ident))}
-        for ident, port in before.items():
-            del self.by_id[ident]
-            for end in port.frontends:
-                if self.serving_at.get(end) is port.serving:  # another Service may have it by now
-                    del self.serving_at[end]
-        for ident, port in now.items():
-            self.by_id[ident] = port
-            self.serving_at.update(dict.fromkeys(port.frontends, port.serving))
+        lost = {end: serving - now.get(end, frozenset()) for end, serving in before.items()}
+        for end, serving in before.items():
+            if self.serving_at.get(end) is serving:  # another Service may have it by now
+                del self.serving_at[end]
+        self.serving_at.update(now)
         if now:
-            self._ids[key] = now
+            self._of[key] = now
         else:
-            del self._ids[key]
-        return lost
+            del self._of[key]
+        return {end: gone for end, gone in lost.items() if gone}
 
     def missing(self, keys: Container[ObjectKey]) -> list[ObjectKey]:
         """List the Services noted that are not among these."""
-        return [key for key in self._ids if key not in keys]
+        return [key for key in self._of if key not in keys]
 
 
-def _udp_ports(placements: Iterable[Placement]) -> Iterator[tuple[int, UdpPort]]:
+def _udp_ports(placements: Iterable[Placement]) -> Iterator[tuple[frozenset[bytes], frozenset[bytes]]]:
     for placement in placements:
         if placement.port.protocol is Protocol.UDP and placement.serving is not None:
-            yield placement.service_id, UdpPort(placement.serving, udp_ends(placement.frontends))
+            yield udp_ends(placement.frontends), placement.serving
 
 
 def udp_ends(frontends: Iterable[bytes]) -> frozenset[bytes]:
     """Take address and port of those packed frontend keys that are UDP's."""
     return frozenset(key[:18] for key in frontends if key[18] == Protocol.UDP)
-
-
-def _lost(before: UdpPort, now: UdpPort | None) -> Iterator[tuple[bytes, frozenset[bytes]]]:
-    """Find what the frontends of a service port lost; one that is gone lost everything."""
-    kept = now.serving if now else frozenset[bytes]()
-    for end in before.frontends:
-        gone = before.serving - kept if now and end in now.frontends else before.serving
-        if gone:
-            yield end, gone
 
 
 @lru_cache(2)
@@ -237,8 +217,8 @@ def _limits(timeouts: Timeouts) -> dict[int, list[int]]:
 class Sweep:
     """Which entries are over at one moment, ``now`` in seconds of the monotonic clock.
 
-    With ``services``, also which UDP entries lead to a backend that does not serve their service port, or come through
-    a frontend that it no longer has. ``spared``: ids of which nothing is known for certain.
+    With ``services``, also which UDP entries lead to a backend that does not serve their frontend, or come through one
+    that no Service has any longer. ``spared``: ids of services of whose frontends nothing is known for certain.
     """
 
     def __init__(
@@ -248,8 +228,6 @@ class Sweep:
         self._now = now
         self._services = services
         self._spared = spared
-        self.aliases: Mapping[int, int] = {}
-        """Service ids of a former layout, and what they are now."""
         tables = {int(protocol): [now - limit for limit in self._limits[protocol]] for protocol in Protocol}
         self._cutoffs = dict.fromkeys(range(256), tables[Protocol.TCP]) | tables
 
@@ -301,9 +279,12 @@ class Sweep:
         return self._has_lost(flow.service, flow.backend, flow.frontend)
 
     def _has_lost(self, service: int, backend: bytes, frontend: bytes) -> bool:
+        """Judge by the frontend, as kube-proxy does: with another name or id, a service port is the same to clients.
+
+        Source: kube-proxy's pkg/proxy/conntrack, CleanStaleEntries.
+        """
         assert self._services is not None  # noqa: S101 - who calls has looked
-        by_id = self._services.by_id
-        port = by_id.get(service) or by_id.get(self.aliases.get(service, 0))
-        if port is None:
-            return service not in self._spared and service != ELSEWHERE
-        return backend not in port.serving or frontend not in port.frontends
+        if service == ELSEWHERE:
+            return False
+        serving = self._services.serving_at.get(frontend)
+        return service not in self._spared if serving is None else backend not in serving

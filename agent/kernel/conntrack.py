@@ -31,9 +31,6 @@ _TURN_S = 0.001
 _REST_FACTOR = 10
 """A pass that was asked for begins this many times the cost of the last one after it, at the earliest."""
 
-Aliases = Callable[[Container[int]], Mapping[int, int]]
-"""Given the ids of now, finds former ids of the same service ports."""
-
 
 class Undecided(NamedTuple):
     """What a former agent left and nobody has claimed yet: service ids, and UDP frontends as 18 bytes."""
@@ -76,9 +73,7 @@ class FlowSweep:
     ``deleted`` counts entries, by why: ``silent`` or ``stale``.
     """
 
-    def __init__(
-        self, conntrack: bpf.Map, timeouts: Timeouts, sockets: StaleSockets, services: UdpServices, aliases: Aliases
-    ) -> None:
+    def __init__(self, conntrack: bpf.Map, timeouts: Timeouts, sockets: StaleSockets, services: UdpServices) -> None:
         self.services = services
         self.sockets = sockets
         self.deleted: Tally[str] = Tally()
@@ -87,8 +82,6 @@ class FlowSweep:
         self._due_at = time.monotonic() + PERIOD_S
         self._map = conntrack
         self._timeouts = timeouts
-        self._find_aliases = aliases
-        self._aliases: Mapping[int, int] | None = None
         self._pass: _Pass | None = None
         self._is_asked = False
         self._checks_sockets = False
@@ -146,17 +139,10 @@ class FlowSweep:
             sweep = Sweep(self._timeouts, int(now))
         else:
             sweep = Sweep(self._timeouts, int(now), self.services, undecided.ids)
-            sweep.aliases = self._known_aliases()
             if self._checks_sockets:
                 self._checks_sockets = False
                 self.sockets.request_all(undecided.frontends)
         return _Pass(sweep, self._map.batches(_BATCH))
-
-    def _known_aliases(self) -> Mapping[int, int]:
-        """Read, once, which ids of before a change of layout are whose: flows carry them for as long as they last."""
-        if self._aliases is None:
-            self._aliases = self._find_aliases(self.services.by_id)
-        return self._aliases
 
     def _end(self, due_at: float) -> None:
         self._pass = None

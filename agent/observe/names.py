@@ -66,12 +66,6 @@ class NameJournal:
         """Find the ids of Services (``namespace/name``), as the file has them."""
         return {ident for ident, name in read_names(self._path.parent).items() if name.service in services}
 
-    def successors(self, ids: Container[int]) -> dict[int, int]:
-        """Find, for ids of before a change of layout, which of ``ids`` has the same name now."""
-        names = read_names(self._path.parent)
-        current = {name: ident for ident, name in names.items() if ident in ids}
-        return {ident: current[name] for ident, name in names.items() if ident not in ids and name in current}
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()

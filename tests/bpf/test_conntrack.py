@@ -55,8 +55,8 @@ def write(opened, *entries):
     opened.update_batch(b"".join(k for k, _ in entries), b"".join(v for _, v in entries), len(entries))
 
 
-def sweep_of(opened, services=None, aliases=None, timeouts=LIMITS):
-    return FlowSweep(opened, timeouts, Requests(), services or UdpServices(), lambda _: aliases or {})
+def sweep_of(opened, services=None, timeouts=LIMITS):
+    return FlowSweep(opened, timeouts, Requests(), services or UdpServices())
 
 
 def run(sweep, undecided=NOTHING_UNDECIDED, now=None):
@@ -168,10 +168,10 @@ def test_udp_flows_that_stick(flows, services, undecided, stays):
     assert [(swept.entries, swept.stale) for swept in passes] == [(6, {} if stays else {Family.IPV4: 2})]
 
 
-def test_ids_of_a_former_layout_are_known(flows):
+def test_ids_of_a_former_layout_do_not_matter(flows):
     entries = pair(UDP, seen=ago(0), service=3)
     write(flows, *entries)
-    sweep = sweep_of(flows, dns(), aliases={3: 7})
+    sweep = sweep_of(flows, dns())
 
     run(sweep)
     assert keys(flows) == {k for k, _ in entries}

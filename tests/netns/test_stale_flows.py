@@ -30,8 +30,8 @@ class Stage:
         self.write(scene.web[:1])
         scene.wait_for(self.name, 1)
 
-    def write(self, backends):
-        self.scene.write(self.name, backends, self.ports, **SPEC)
+    def write(self, backends, ports=()):
+        self.scene.write(self.name, backends, ports or self.ports, **SPEC)
 
     def remove(self):
         self.scene.manifests.remove(self.name)
@@ -52,8 +52,16 @@ class Stage:
         assert until(lambda: ask(sock), "the NodePort answers") == "web-1"
         return sock
 
+    def answered_by(self, name):
+        """Open another, if it is answered by this backend."""
+        sock = self.connect("udp", 4)
+        return sock if ask(sock) == name else None
+
     def flows(self, protocol="udp"):
         return self.scene.agent.json("ct", "list", "--protocol", protocol, "--service", f"shop/{self.name}")
+
+    def passes(self):
+        return self.scene.agent.metric("kubeproxy_conntrack_reconciler_sync_duration_seconds_count")
 
     def deleted(self, reason):
         return self.scene.agent.metric("ebproxy_flow_entries_deleted_total", reason=reason)
@@ -149,6 +157,23 @@ def test_a_backend_that_terminates_and_serves_keeps_its_flows(stage):
     until(lambda: ask(sock) == "web-2", "it no longer serves")
 
 
+def test_a_port_that_is_renamed_keeps_its_flows(stage):
+    """To clients it is the same; only what its backends serve counts."""
+    sock, before = stage.open("udp", 4), stage.deleted("stale")
+    renamed = [port._replace(name=f"new-{port.name}") for port in stage.ports]
+    stage.write(stage.scene.web[:2], renamed)
+    other = until(lambda: stage.answered_by("web-2"), "new ones may go to the other")
+    assert [ask(sock) for _ in range(5)] == ["web-1"] * 5
+    passes = stage.passes()
+
+    stage.write(stage.scene.web[:1], renamed)
+
+    until(lambda: ask(other) == "web-1", "the other's flow moves")
+    until(lambda: stage.passes() > passes, "flows are looked over")
+    assert stage.deleted("stale") == before + 2
+    assert ask(sock) == "web-1"
+
+
 def test_tcp_is_never_touched(stage):
     """Its backend goes on to answer while it can: nobody resets, nobody moves."""
     udp, tcp = stage.open("udp", 4), stage.open("tcp", 4)
@@ -204,8 +229,7 @@ def check_that_flows_survive(stage, **config):
     agent.config |= config
 
     agent.start().wait()
-    passes = "kubeproxy_conntrack_reconciler_sync_duration_seconds_count"
-    until(lambda: agent.metric(passes) > 0, "flows are looked over")
+    until(lambda: stage.passes() > 0, "flows are looked over")
 
     assert stage.deleted("stale") == 0
     assert [ask(udp) for _ in range(5)] == ["web-1"] * 5

@@ -72,10 +72,15 @@ def is_over(sides, facts, known):
         return True
     if protocol is not Protocol.UDP:
         return False
-    if service not in known:
-        return service not in {*SPARED, ANOTHER_NODES}
-    serving, own = known[service]
-    return backend not in serving or asked != own
+    return is_stale(service, asked, backend, known)
+
+
+def is_stale(service, asked, backend, known):
+    """Decide by who has the frontend now."""
+    if service == ANOTHER_NODES:
+        return False
+    serving = next((serving for serving, own in known.values() if asked == own), None)
+    return service not in SPARED if serving is None else backend not in serving
 
 
 def services_of(known):
@@ -125,8 +130,6 @@ def test_the_sweep_decides_as_a_plain_reading_does(flows, known):
 def test_both_ways_say_the_same_of_staleness(one, known):
     sides, (protocol, *_, service, asked, backend) = one
     sweep = Sweep(LIMITS, NOW, services_of(known), SPARED)
-    serving, own = known.get(service, (set(), ""))
-    unknown = {*SPARED, ANOTHER_NODES}
-    stale = protocol is Protocol.UDP and service not in unknown and (backend not in serving or asked != own)
+    stale = protocol is Protocol.UDP and is_stale(service, asked, backend, known)
 
     assert {sweep.is_stale(Flow.unpack(*side)) for side in sides if side} == {stale}

@@ -180,18 +180,20 @@ def test_a_tuple_that_another_flow_took_is_no_pair():
         pytest.param(pair(UDP, backend="10.1.0.1:54", seen=NOW), True, id="target-port-changed"),
         pytest.param(pair(UDP, frontend="10.96.0.10:54", seen=NOW), True, id="port-changed"),
         pytest.param(pair(UDP, frontend="10.96.0.11:53", seen=NOW), True, id="address-changed"),
-        pytest.param(pair(UDP, service=8, seen=NOW), True, id="service-gone"),
-        pytest.param(pair(UDP, service=9, seen=NOW), False, id="undecided"),
-        pytest.param(pair(UDP, service=0, seen=NOW, flags=F.DSR), False, id="another-node-knows"),
-        pytest.param(pair(UDP, service=3, seen=NOW), False, id="id-of-a-former-layout"),
-        pytest.param(pair(UDP, service=3, backend="10.1.0.2:53", seen=NOW), True, id="former-layout-backend-gone"),
+        pytest.param(pair(UDP, service=8, seen=NOW), False, id="of-another-id"),
+        pytest.param(pair(UDP, service=8, backend="10.1.0.2:53", seen=NOW), True, id="of-another-id-backend-gone"),
+        pytest.param(pair(UDP, service=8, frontend="10.96.0.11:53", seen=NOW), True, id="service-gone"),
+        pytest.param(pair(UDP, service=9, frontend="10.96.0.11:53", seen=NOW), False, id="undecided"),
+        pytest.param(pair(UDP, service=9, backend="10.1.0.2:53", seen=NOW), True, id="undecided-but-for-its-frontend"),
+        pytest.param(
+            pair(UDP, service=0, backend="10.1.0.2:53", seen=NOW, flags=F.DSR), False, id="another-node-knows"
+        ),
         pytest.param(pair(TCP, service=8, backend="10.1.0.2:53", seen=NOW, flags=F.ESTABLISHED), False, id="tcp-never"),
         pytest.param(pair(SCTP, service=8, seen=NOW, flags=F.REPLIED), False, id="sctp-never"),
     ],
 )
 def test_stale(entries, is_stale):
     sweep = Sweep(LIMITS, NOW, services(placement()), spared={9})
-    sweep.aliases = {3: 7}
     there, back = (Flow.unpack(*e) for e in entries)
 
     assert sweep.is_stale(there) is sweep.is_stale(back) is is_stale
@@ -219,7 +221,12 @@ def test_nothing_is_stale_while_nothing_is_certain():
             id="port-changed",
         ),
         pytest.param([placement(frontends=[DNS, frontend("10.0.0.9", 53, UDP)])], {}, id="one-more-frontend"),
-        pytest.param([placement(ident=8)], {"10.96.0.10:53": ["10.1.0.1:53"]}, id="made-anew"),
+        pytest.param([placement(ident=8, name="renamed")], {}, id="renamed"),
+        pytest.param(
+            [placement(ident=8, serving=["10.1.0.2:53"], name="renamed")],
+            {"10.96.0.10:53": ["10.1.0.1:53"]},
+            id="renamed-and-replaced",
+        ),
     ],
 )
 def test_what_a_service_lost(now, lost):
@@ -228,7 +235,6 @@ def test_what_a_service_lost(now, lost):
     found = known.note(key("dns"), now)
 
     assert found == {end(asked): frozenset(map(end, gone)) for asked, gone in lost.items()}
-    assert set(known.by_id) == {p.service_id for p in now}
     assert known.serving_at == {f[:18]: p.serving for p in now for f in p.frontends}
 
 
@@ -238,7 +244,6 @@ def test_only_udp_is_known():
         placement(), placement(8, protocol=TCP, name="tcp"), placement(9, frontends=[reserved], name="reserved")
     )
 
-    assert set(known.by_id) == {7, 9}
     assert set(known.serving_at) == {end("10.96.0.10:53")}
 
 

@@ -71,15 +71,3 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path, cut):
 
 def test_no_file_means_no_names(tmp_path):
     assert read_names(tmp_path) == {}
-
-
-def test_ids_of_a_former_layout_have_successors(tmp_path):
-    """By their whole names: service, port, protocol and family."""
-    lines = ["1\tns/dns\tdns\tUDP\tIPv4", "2\tns/dns\tdns\tUDP\tIPv6", "3\tns/gone\tdns\tUDP\tIPv4"]
-    lines += ["7\tns/dns\tdns\tUDP\tIPv4", "8\tns/dns\tdns\tTCP\tIPv4"]
-    (tmp_path / FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    journal = NameJournal(tmp_path)
-
-    assert journal.successors({7, 8}) == {1: 7}
-    assert journal.successors({1, 2, 3, 7, 8}) == {}
-    journal.close()

@@ -1,7 +1,7 @@
 """The flags of `ebproxy run` that set a field of the configuration; a flag wins over the file.
 
-kube-proxy's flags are accepted, but for what it does instead of running: its command line is valid here too. Help is given
-for those with an effect.
+kube-proxy's flags are accepted, but for what it does instead of running: its command line is valid here too. Help is
+given for those with an effect.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from tests.bench.statistics import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of the table; ``name`` starts with the goal's id in performance.md.
+    """One line of the table; ``name`` starts with the goal's id in docs/goals.md.
 
     ``aa`` is the same figure for two variants that do not differ: nothing smaller than its spread means anything.
     ``peers`` holds what the figure is compared with, and what it was made of. ``at_least``: more is better.

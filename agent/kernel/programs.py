@@ -200,7 +200,7 @@ def _load(pins: Path, directory: Path, specs: tuple[MapSpec, ...], options: Prog
     for stale in filter(Path.exists, (fresh, pins)):
         shutil.rmtree(stale)
     fresh.mkdir()
-    log.info("compiling the programs, which a first start and a changed version or option take 10 to 30 s for")
+    log.info("compiling the programs: a first start, another version and changed options take 10 to 30 s for it")
     begun = time.monotonic()
     try:
         with ThreadPoolExecutor() as pool:  # a child for each source, side by side: compiling is what takes the time

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.bench.run import GOALS
 
@@ -34,7 +35,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 def test_every_decision_is_listed_by_its_title() -> None:
     listed = re.findall(
-        r"^\| \[(\d+)\]\(([^)]+)\) \| (.+) \|$", (DOCS / "decisions/README.md").read_text("utf-8"), re.M
+        r"^\| \[(\d+)\]\(([^)]+)\) \| (.+) \|$", (DOCS / "decisions/README.md").read_text("utf-8"), re.MULTILINE
     )
     titles = {
         path.name: path.read_text(encoding="utf-8").partition("\n")[0]
@@ -42,6 +43,17 @@ def test_every_decision_is_listed_by_its_title() -> None:
     }
 
     assert {file: f"# {number}: {title}" for number, file, title in listed} == titles
+
+
+def test_the_example_has_the_node_that_it_is_run_as() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    objects = [
+        item for path in (DOCS / "example").glob("*.yaml") for item in yaml.safe_load_all(path.read_text("utf-8"))
+    ]
+    (node,) = (item["metadata"]["name"] for item in objects if item["kind"] == "Node")
+
+    assert f"ebproxy run --manifests docs/example --node-name {node} " in readme
+    assert all(kind in readme for kind in {item["kind"] for item in objects})
 
 
 def test_every_goal_that_is_measured_is_there() -> None:

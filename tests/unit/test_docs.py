@@ -47,9 +47,8 @@ def test_every_decision_is_listed_by_its_title() -> None:
 
 def test_the_example_has_the_node_that_it_is_run_as() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    objects = [
-        item for path in (DOCS / "example").glob("*.yaml") for item in yaml.safe_load_all(path.read_text("utf-8"))
-    ]
+    texts = [path.read_text(encoding="utf-8") for path in (DOCS / "example").glob("*.yaml")]
+    objects = [item for text in texts for item in yaml.safe_load_all(text)]
     (node,) = (item["metadata"]["name"] for item in objects if item["kind"] == "Node")
 
     assert f"ebproxy run --manifests docs/example --node-name {node} " in readme

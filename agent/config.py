@@ -103,7 +103,7 @@ class Config:
     state_dir: Path = Path("/run/ebproxy")
     bpffs: Path = Path("/sys/fs/bpf")
     detect_local_mode: DetectLocalMode = DetectLocalMode.CLUSTER_CIDR
-    """How pods are told: by ``cluster_cidrs``, or the Node's podCIDRs where there are none; or by the next two."""
+    """How pods are told: by ``cluster_cidrs``, the Node's podCIDRs where a family has none; or by the next two."""
     detect_local_bridge: str = ""
     detect_local_prefix: str = ""
     node_port_addresses: tuple[Network, ...] | str = ()

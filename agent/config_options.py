@@ -90,7 +90,7 @@ def _pod_detection(config: Config) -> PodDetection:
         case DetectLocalMode.CLUSTER_CIDR:
             return PodDetection(tuple(map(str, config.cluster_cidrs)))
         case DetectLocalMode.NODE_CIDR:
-            return PodDetection()
+            return PodDetection(is_by_node=True)
         case DetectLocalMode.BRIDGE_INTERFACE:
             return PodDetection(bridge=config.detect_local_bridge)
         case DetectLocalMode.INTERFACE_NAME_PREFIX:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.config import Config
-from agent.config_fields import DetectLocalMode
 from agent.config_values import PortRange
 
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -22,13 +21,11 @@ def read_ephemeral_ports(file: Path = EPHEMERAL_PORTS) -> PortRange | None:
 
 
 def remarks(config: Config, ephemeral: PortRange | None) -> Iterator[str]:
-    """Name what has no effect, what stands in for something missing, and what may collide."""
+    """Name what has no effect, and what may collide."""
     if config.unused:
         yield f"fields of the configuration without effect here: {', '.join(config.unused)}"
     if config.manifests and (config.kubeconfig or config.api_server):
         yield f"objects come from {config.manifests}: kubeconfig and apiServer have no effect"
-    if config.detect_local_mode is DetectLocalMode.CLUSTER_CIDR and not config.cluster_cidrs:
-        yield "clusterCIDR is not set: the podCIDRs of this Node tell its pods; pods of other nodes count as outside"
     ports = config.source_ports
     if ephemeral and ports.first <= ephemeral.last and ephemeral.first <= ports.last:
         yield (

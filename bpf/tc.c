@@ -43,6 +43,7 @@ enum origin_kind {
 	ORIGIN_POD,
 	ORIGIN_HOST,
 	ORIGIN_OUTSIDE,
+	ORIGIN_UNKNOWN, /* nobody says where pods are: outside, but that it may be a pod */
 };
 
 static __always_inline int drop(u32 counter)
@@ -192,12 +193,22 @@ static __always_inline u32 device_flags(const struct packet *packet)
 static __always_inline enum origin_kind origin_of(const struct packet *packet, enum hook hook)
 {
 	struct address_range range = { .prefix_bits = 128, .address = packet->tuple.source };
+	u32 *found;
 
 	if (hook == HOOK_LOOPBACK || route_is_own(&packet->tuple.source))
 		return ORIGIN_HOST;
-	if (pod_ranges.lookup(&range))
+	found = pod_ranges.lookup(&range);
+	if (found && *found & POD_RANGE_PODS)
 		return ORIGIN_POD;
+	if (found && *found & POD_RANGE_UNKNOWN)
+		return ORIGIN_UNKNOWN;
 	return hook == HOOK_INGRESS && device_flags(packet) & DEVICE_PODS ? ORIGIN_POD : ORIGIN_OUTSIDE;
+}
+
+/* Whether a client is served as those outside are. */
+static __always_inline bool is_outside(enum origin_kind origin)
+{
+	return origin >= ORIGIN_OUTSIDE;
 }
 
 /* Whether a client may use a frontend that has source ranges. */
@@ -310,7 +321,7 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *work, const
 	flow->flags = 0;
 	if (is_masqueraded(frontend, origin, &asked->source, &asked->destination, &backend->address))
 		flow->flags = FLOW_MASQUERADED;
-	if (flow->flags && origin == ORIGIN_OUTSIDE && frontend->flags & FRONTEND_DSR)
+	if (flow->flags && is_outside(origin) && frontend->flags & FRONTEND_DSR)
 		flow->flags = FLOW_DSR;
 	reply->source = asked->destination;
 	reply->destination = asked->source;
@@ -375,7 +386,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 	enum origin_kind origin = origin_of(packet, hook);
 	struct endpoint backend = {};
 	enum lb_verdict verdict;
-	u32 base = origin == ORIGIN_OUTSIDE ? frontend->outside : frontend->inside;
+	u32 base = is_outside(origin) ? frontend->outside : frontend->inside;
 	u32 hash;
 
 	if (lb_kind(frontend) == FRONTEND_RESERVED)
@@ -388,7 +399,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 	hash = tuple_hash(&packet->tuple);
 	if (frontend->affinity_timeout)
 		verdict = affinity_select(frontend, base, work, hash, &backend);
-	else if (origin == ORIGIN_OUTSIDE && frontend->flags & FRONTEND_MAGLEV)
+	else if (is_outside(origin) && frontend->flags & FRONTEND_MAGLEV)
 		verdict = maglev_select_backend(base, hash, &backend);
 	else
 		verdict = lb_select_backend(base, hash, &backend);

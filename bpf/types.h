@@ -213,6 +213,9 @@ struct address_range {
 	struct address address;
 };
 
+#define POD_RANGE_PODS    1 /* the cluster's pods have these addresses */
+#define POD_RANGE_UNKNOWN 4 /* a whole family, where nobody says which of its addresses are the pods' */
+
 /* The addresses a masqueraded packet leaves a device with; zero = none of that family. ifindex 0: the node's own. */
 struct device {
 	struct address ipv4;

@@ -33,10 +33,18 @@ _WHOLE = 128
 
 
 class Client(NamedTuple):
-    """Who begins it: ``origin`` is pod, host or outside, ``address`` has 16 bytes, None = not known."""
+    """Who begins it: ``address`` has 16 bytes, None = not known.
+
+    ``origin`` is pod, host or outside; or unknown, which is outside where nobody says what addresses pods have.
+    """
 
     origin: str
     address: bytes | None
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is served as clients outside are."""
+        return self.origin in ("outside", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ class Maps:
         return self._store.maps["source_ranges"].lookup(key) is not None
 
     def _choose(self, frontend: Frontend, target: FrontendKey, client: Client, described: dict[str, str]) -> Outcome:
-        base = frontend.outside if client.origin == "outside" else frontend.inside
+        base = frontend.outside if client.is_outside else frontend.inside
         slots, is_silent = self._store.read_segments({base}).get(base, (b"", base == BASE_DROP))
         if not slots and is_silent:
             policy = "internal" if frontend.kind is FrontendKind.CLUSTER_IP else "external"
@@ -160,7 +168,7 @@ class Maps:
             return client.address is not None and _is_loopback(client.address)
         if frontend.kind is FrontendKind.CLUSTER_IP:
             return client.origin == "outside" or bool(frontend.flags & FrontendFlag.MASQUERADE)
-        if client.origin == "outside" and frontend.flags & FrontendFlag.DSR:
+        if client.is_outside and frontend.flags & FrontendFlag.DSR:
             return False
         return not frontend.flags & FrontendFlag.EXTERNAL_LOCAL
 
@@ -170,7 +178,7 @@ def _among(backends: tuple[str, ...], how: str) -> str:
 
 
 def _how(frontend: Frontend, client: Client) -> str:
-    is_hashed = client.origin == "outside" and frontend.flags & FrontendFlag.MAGLEV
+    is_hashed = client.is_outside and frontend.flags & FrontendFlag.MAGLEV
     return "by consistent hashing" if is_hashed else "at random"
 
 

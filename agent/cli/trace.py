@@ -10,7 +10,16 @@ from agent.cli.decision import Client, Maps
 from agent.cli.node_network import local_addresses
 from agent.cli.output import print_json, print_table
 from agent.cli.view import open_store
-from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, FrontendKey, unpack_backend
+from agent.core.abi import (
+    ADDRESS_RANGE,
+    DEVICE,
+    DEVICE_PODS,
+    POD_RANGE_PODS,
+    POD_RANGE_UNKNOWN,
+    U32,
+    FrontendKey,
+    unpack_backend,
+)
 from agent.core.addresses import parse_address
 from agent.core.plan import split_slots
 from agent.core.records import Protocol
@@ -86,12 +95,14 @@ def _origin(address: bytes, store: MapStore, facts: Facts) -> str:
     """Tell where an address is, as the packet path does; a pod known as a backend is one to the socket hooks too."""
     if store.maps["node_addresses"].lookup(address) is not None or address in local_addresses():
         return "host"
-    if store.maps["pod_ranges"].lookup(ADDRESS_RANGE.packer.pack(_WHOLE, address)) is not None:
+    value = store.maps["pod_ranges"].lookup(ADDRESS_RANGE.packer.pack(_WHOLE, address))
+    flags = U32.packer.unpack(value)[0] if value else 0
+    if flags & POD_RANGE_PODS:
         return "pod"
     sees_devices = any(DEVICE.packer.unpack(value)[2] & DEVICE_PODS for _, value in store.maps["devices"].items())
-    if facts.socket_lb == "all" or sees_devices:
-        return "pod" if _is_backend(address, store) else "outside"
-    return "outside"
+    if (facts.socket_lb == "all" or sees_devices) and _is_backend(address, store):
+        return "pod"
+    return "unknown" if flags & POD_RANGE_UNKNOWN else "outside"
 
 
 def _is_backend(address: bytes, store: MapStore) -> bool:

@@ -129,8 +129,14 @@ BASE_DROP = 1
 FIRST_FREE_SLOT = 2
 HELD_FRAGMENTS = 64
 """How many fragments wait at most for the first of their packet; 1.5 KiB each."""
+POD_RANGE_PODS = 1
+"""What comes from a range comes from the cluster's pods."""
+POD_RANGE_UNKNOWN = 4
+"""A whole family, where nobody says which of its addresses are the pods'."""
 POD_RANGES = 64
 """How many ranges of pods a cluster may have."""
+_WHOLE_FAMILIES = 2
+"""Room in ``pod_ranges`` for an entry that stands for a whole family."""
 
 
 class FrontendKind(enum.IntEnum):
@@ -233,7 +239,7 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("conntrack", MapKind.LRU_HASH, TUPLE, FLOW, sizes.conntrack, carries_over=True),
         MapSpec("affinity", MapKind.LRU_HASH, AFFINITY_KEY, AFFINITY, sizes.affinity),
         MapSpec("source_ranges", MapKind.LPM_TRIE, SOURCE_RANGE, U32, sizes.source_ranges),
-        MapSpec("pod_ranges", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, POD_RANGES),
+        MapSpec("pod_ranges", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, POD_RANGES + _WHOLE_FAMILIES),
         MapSpec("node_addresses", MapKind.HASH, ADDRESS, U32, sizes.node_addresses),
         MapSpec("devices", MapKind.HASH, U32, DEVICE, sizes.devices),
         MapSpec("fragments", MapKind.LRU_HASH, FRAGMENT_KEY, FRAGMENT, sizes.fragments),

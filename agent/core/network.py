@@ -14,7 +14,15 @@ from enum import IntFlag
 from functools import cached_property
 from typing import NamedTuple
 
-from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, DEVICE_PORT, U32
+from agent.core.abi import (
+    ADDRESS_RANGE,
+    DEVICE,
+    DEVICE_PODS,
+    DEVICE_PORT,
+    POD_RANGE_PODS,
+    POD_RANGE_UNKNOWN,
+    U32,
+)
 from agent.core.addresses import IPV4_PREFIX, parse_address
 from agent.core.records import ADDRESS_SIZE
 
@@ -23,6 +31,8 @@ ETHERNET = 1
 LOOPBACK = 772
 _SCOPE_LINK = 253
 _V4_BITS = 96
+_WHOLE = {4: "0.0.0.0/0", 6: "::/0"}
+"""Every address, by family."""
 _OF_OTHER_PROXIES = frozenset({"kube-ipvs0"})
 """Devices whose addresses are those of Services: kube-proxy's in IPVS mode, which it leaves behind."""
 _NODE = 0
@@ -154,17 +164,44 @@ def _matches(device: Device, patterns: tuple[str, ...]) -> bool:
 class PodDetection:
     """How packets of the cluster's pods are told: by the ``ranges`` they come from, or by the device they come in by.
 
-    With none of these, by the Node's own podCIDRs.
+    Without a device, the Node's own podCIDRs tell of a family that has no range; ``is_by_node``: as was asked for.
     """
 
     ranges: tuple[str, ...] = ()
     bridge: str = ""
     prefix: str = ""
+    is_by_node: bool = False
+
+    @property
+    def is_by_device(self) -> bool:
+        """Whether addresses are not looked at."""
+        return bool(self.bridge or self.prefix)
 
     @property
     def needs_node(self) -> bool:
-        """Whether the Node's podCIDRs are what tells."""
-        return not (self.ranges or self.bridge or self.prefix)
+        """Whether the Node's podCIDRs are what tells, of one family at least."""
+        return not self.is_by_device and not all(_of_family(self.ranges, family) for family in _WHOLE)
+
+    def choose_ranges(self, family: int, node: Iterable[str]) -> tuple[str, ...]:
+        """Choose the ranges of a family (4, 6); ``node``: the Node's podCIDRs. () = nobody knows."""
+        return _of_family(self.ranges, family) or _of_family(node, family)
+
+    def remarks(self, network: Network, node: Iterable[str]) -> Iterator[str]:
+        """Say what stands in for ranges that are not configured, of each family that the node speaks."""
+        for family, spoken in zip(_WHOLE, network.masquerade_addresses().get(_NODE, ()), strict=False):
+            if self.is_by_device or _of_family(self.ranges, family) or not any(spoken):
+                continue
+            found = ", ".join(self.choose_ranges(family, node))
+            if not found:
+                yield (
+                    f"IPv{family}: neither clusterCIDR nor this Node's podCIDRs say where pods are: "
+                    "they count as outside, and what asks for a ClusterIP is not masqueraded"
+                )
+            elif not self.is_by_node:
+                yield (
+                    f"IPv{family}: clusterCIDR is not set: this Node's podCIDRs ({found}) tell its pods; "
+                    "pods of other nodes count as outside"
+                )
 
     def devices(self, devices: Iterable[Device]) -> frozenset[int]:
         """Find the devices that nothing but pods is behind, by ifindex."""
@@ -200,14 +237,27 @@ def device_entries(network: Network, pods: PodDetection) -> Entries:
     }
 
 
-def range_entries(ranges: Iterable[str]) -> Entries:
-    """Write the map ``pod_ranges``."""
-    entries = {}
-    for text in ranges:
-        network = ipaddress.ip_network(text, strict=False)
-        bits = network.prefixlen + (_V4_BITS if network.version == 4 else 0)
-        entries[ADDRESS_RANGE.packer.pack(bits, parse_address(str(network.network_address)))] = _number(1)
-    return entries
+def range_entries(pods: PodDetection, node: Iterable[str]) -> Entries:
+    """Write the map ``pod_ranges``; ``node``: the Node's podCIDRs."""
+    if pods.is_by_device:
+        return {}
+    flags: dict[bytes, int] = {}
+    for family, whole in _WHOLE.items():
+        found = pods.choose_ranges(family, node)
+        flags |= dict.fromkeys(map(_range_key, found), POD_RANGE_PODS) or {_range_key(whole): POD_RANGE_UNKNOWN}
+    if _range_key(_WHOLE[6]) in flags:
+        flags.setdefault(_range_key(_WHOLE[4]), 0)  # which lies within all of IPv6
+    return {key: _number(value) for key, value in flags.items()}
+
+
+def _of_family(ranges: Iterable[str], family: int) -> tuple[str, ...]:
+    return tuple(text for text in ranges if ipaddress.ip_network(text, strict=False).version == family)
+
+
+def _range_key(text: str) -> bytes:
+    network = ipaddress.ip_network(text, strict=False)
+    bits = network.prefixlen + (_V4_BITS if network.version == 4 else 0)
+    return ADDRESS_RANGE.packer.pack(bits, parse_address(str(network.network_address)))
 
 
 def _number(value: int) -> bytes:

@@ -13,6 +13,7 @@ turns the links to programs over them, then removes the old: connections see one
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from agent.kernel.maps import MapStore
 from agent.kernel.node_maps import NodeMaps
 from agent.kernel.packet_path import PacketPath, wanted_programs
 from agent.kernel.programs import BIND_HOOKS, PacketProgram, ProgramOptions
+
+log = logging.getLogger("ebproxy.dataplane")
 
 NAME = "ebproxy"
 _ATTACH_BUDGET_S = 0.05
@@ -108,6 +111,9 @@ class Dataplane:
         Addresses first, then programs: none runs on a device of which it does not know where it is. Before ``activate``
         only the maps are written. Raises nothing: what went wrong is in ``faults``.
         """
+        if pod_cidrs is not None and pod_cidrs != self._pod_cidrs:
+            for remark in self.options.pods.remarks(network, pod_cidrs):
+                log.warning("%s", remark)
         self._network, self._pod_cidrs = network, pod_cidrs
         self._write_node(network)
         if self.is_active:
@@ -142,11 +148,8 @@ class Dataplane:
             "node_addresses": address_entries(network),
             "devices": device_entries(network, self.options.pods),
         }
-        pods = self.options.pods
-        if not pods.needs_node:
-            maps["pod_ranges"] = range_entries(pods.ranges)
-        elif self._pod_cidrs is not None:
-            maps["pod_ranges"] = range_entries(self._pod_cidrs)
+        if self._pod_cidrs is not None or not self.options.pods.needs_node:
+            maps["pod_ranges"] = range_entries(self.options.pods, self._pod_cidrs or ())
         changed = 0
         self._map_faults.clear()
         for name, entries in maps.items():

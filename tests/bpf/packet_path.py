@@ -27,6 +27,8 @@ from agent.core.abi import (
     DEVICE,
     FIRST_FREE_SLOT,
     FLOW,
+    POD_RANGE_PODS,
+    POD_RANGE_UNKNOWN,
     SOURCE_RANGE,
     TUPLE,
     Counter,
@@ -155,11 +157,16 @@ class PacketPath:
         for address in addresses:
             self.store.maps["node_addresses"].update(parse_address(address), _u32(1))
 
-    def pods_in(self, *networks: str) -> None:
+    def pods_in(self, *networks: str, flags: int = POD_RANGE_PODS) -> None:
         """Say where pods are."""
         for network in networks:
             bits, address = _prefix(network)
-            self.store.maps["pod_ranges"].update(ADDRESS_RANGE.packer.pack(bits, address), _u32(1))
+            self.store.maps["pod_ranges"].update(ADDRESS_RANGE.packer.pack(bits, address), _u32(flags))
+
+    def unknown_pods(self) -> None:
+        """Say that nobody knows where pods are."""
+        self.no_pods()
+        self.pods_in("0.0.0.0/0", "::/0", flags=POD_RANGE_UNKNOWN)
 
     def no_pods(self) -> None:
         """Forget where pods are."""

@@ -429,19 +429,45 @@ def test_what_somebody_did_to_the_node_is_undone(opened, namespace, clsact):
         pytest.param(
             PodDetection(("10.0.0.0/8", "fd00::/16")), ("10.1.0.0/16",), {"10.0.0.0/8", "fd00::/16"}, id="ranges"
         ),
-        pytest.param(PodDetection(), ("10.1.0.0/16",), {"10.1.0.0/16"}, id="the Node's"),
-        pytest.param(PodDetection(), (), set(), id="the Node has none"),
-        pytest.param(PodDetection(), None, {"10.9.0.0/16"}, id="a Node that is not known yet changes nothing"),
-        pytest.param(PodDetection(bridge="br0"), ("10.1.0.0/16",), set(), id="devices tell"),
+        pytest.param(PodDetection(), ("10.1.0.0/16", "fd01::/16"), {"10.1.0.0/16", "fd01::/16"}, id="the Node's"),
+        pytest.param(
+            PodDetection(("10.0.0.0/8",)), ("10.1.0.0/16", "fd01::/16"), {"10.0.0.0/8", "fd01::/16"}, id="one of each"
+        ),
+        pytest.param(PodDetection(), None, {"10.9.0.0/16", "fd09::/16"}, id="a Node that is not known yet: as before"),
+        pytest.param(
+            PodDetection(("10.0.0.0/8",)), None, {"10.9.0.0/16", "fd09::/16"}, id="not known yet, and one is needed"
+        ),
     ],
 )
 def test_the_ranges_of_pods(opened, namespace, pods, node, there):
     plane = opened(pods=pods)
-    plane.store.maps["pod_ranges"].update(*next(iter(range_entries(["10.9.0.0/16"]).items())))
+    for entry in range_entries(PodDetection(("10.9.0.0/16", "fd09::/16")), ()).items():
+        plane.store.maps["pod_ranges"].update(*entry)
 
     plane.follow(network(), node)
 
-    assert dict(plane.store.maps["pod_ranges"].items()) == range_entries(there)
+    assert dict(plane.store.maps["pod_ranges"].items()) == range_entries(PodDetection(tuple(there)), ())
+
+
+@pytest.mark.parametrize("pods", [PodDetection(), PodDetection(bridge="br0")], ids=["nobody", "devices"])
+def test_without_ranges_of_pods(opened, namespace, pods):
+    plane = opened(pods=pods)
+
+    plane.follow(network(), ())
+
+    there = dict(plane.store.maps["pod_ranges"].items())
+    assert there == range_entries(pods, ())
+    assert bool(there) == pods.needs_node
+
+
+def test_what_tells_pods_is_said_once(opened, namespace, caplog):
+    plane = opened(pods=PodDetection(("fd01::/16",)))
+
+    for node in (None, (), (), ("10.1.0.0/16",), ("10.1.0.0/16",)):
+        plane.follow(network(), node)
+
+    said = [record.message.split(": ")[1] for record in caplog.records if record.name == "ebproxy.dataplane"]
+    assert [text.split(" ", 1)[0] for text in said] == ["neither", "clusterCIDR"]
 
 
 def test_more_addresses_than_there_is_room_for_are_a_fault_and_no_failure(opened, namespace):

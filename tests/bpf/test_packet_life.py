@@ -15,7 +15,15 @@ import pytest
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from agent.core.abi import DEVICE_PODS, DEVICE_PORT, Counter, FlowFlag, FrontendFlag, FrontendKind
+from agent.core.abi import (
+    DEVICE_PODS,
+    DEVICE_PORT,
+    POD_RANGE_PODS,
+    Counter,
+    FlowFlag,
+    FrontendFlag,
+    FrontendKind,
+)
 from tests.bpf import packet_path as at
 from tests.bpf.harness import TC_ACT_REDIRECT, TC_ACT_UNSPEC, Ran
 from tests.bpf.packet_path import PacketPath, to
@@ -279,9 +287,11 @@ def test_inside_and_outside_have_backends_of_their_own(path, kind, origin, answe
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_without_pod_ranges_a_pod_is_a_stranger(path, family):
-    """Nobody said where pods are: a ClusterIP is masqueraded for them."""
+@pytest.mark.parametrize("knows", [0, POD_RANGE_PODS], ids=["not a pod's", "other ranges are pods'"])
+def test_who_is_no_pod_is_a_stranger(path, knows, family):
+    """Somebody says where pods are, and it is not here: a ClusterIP is masqueraded."""
     path.no_pods()
+    path.pods_in(*(("0.0.0.0/0", "::/0") if not knows else ("10.9.0.0/16", "fd09::/16")), flags=knows)
     life = Life(FrontendKind.CLUSTER_IP, "cluster", "pod", "remote", family, "tcp")
     path.serve("tcp", life.frontend, inside=to(life.backend))
 
@@ -289,6 +299,40 @@ def test_without_pod_ranges_a_pod_is_a_stranger(path, family):
 
     assert ran.verdict == TC_ACT_REDIRECT
     assert Ether(ran.packet)[1].src == at.NODE[FAMILIES[family]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("kind", "flags", "backend_at", "is_masqueraded"),
+    [
+        pytest.param(FrontendKind.CLUSTER_IP, 0, "remote", False, id="a ClusterIP"),
+        pytest.param(FrontendKind.CLUSTER_IP, FrontendFlag.MASQUERADE, "remote", True, id="masqueradeAll"),
+        pytest.param(FrontendKind.CLUSTER_IP, 0, "itself", True, id="its own ClusterIP"),
+        pytest.param(FrontendKind.NODE_PORT, 0, "remote", True, id="a NodePort"),
+        pytest.param(FrontendKind.EXTERNAL_IP, 0, "remote", True, id="an externalIP"),
+        pytest.param(FrontendKind.LOAD_BALANCER, FrontendFlag.EXTERNAL_LOCAL, "local", False, id="the policy Local"),
+    ],
+)
+def test_who_may_be_a_pod_is_served_as_outside_and_a_cluster_ip_keeps_its_address(
+    path, kind, flags, backend_at, is_masqueraded, protocol, family
+):
+    """Nobody says where pods are: as under kube-proxy, a ClusterIP is not masqueraded then, for anybody."""
+    path.unknown_pods()
+    life = Life(kind, "cluster", "pod", backend_at, family, protocol)
+    elsewhere = End(at.SECOND_REMOTE_POD[FAMILIES[family]], TARGET)
+    path.serve(protocol, life.frontend, inside=to(elsewhere), outside=to(life.backend), kind=kind, flags=flags)
+    sent = packet(protocol, life.client, life.frontend)
+
+    ran = path.ingress("one", sent)
+
+    seen = Ether(ran.packet)
+    assert (seen[1].src != life.client.address) == is_masqueraded
+    assert life.backend == (seen[1].dst, seen[2].dport)
+    if not is_masqueraded:
+        check(ran, TC_ACT_UNSPEC, moved(sent, destination=life.backend))
+        answer = packet(protocol, life.backend, life.client, flags="SA")
+        check(path.egress("one", answer), TC_ACT_UNSPEC, moved(answer, source=life.frontend))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -53,7 +53,9 @@ def test_how_a_node_answers_for_services(given, options):
         pytest.param({}, PodDetection(), id="by the Node's podCIDRs"),
         pytest.param({"cluster_cidrs": NETWORKS}, PodDetection(("192.0.2.0/24", "2001:db8::/64")), id="by clusterCIDR"),
         pytest.param(
-            {"cluster_cidrs": NETWORKS, "detect_local_mode": DetectLocalMode.NODE_CIDR}, PodDetection(), id="NodeCIDR"
+            {"cluster_cidrs": NETWORKS, "detect_local_mode": DetectLocalMode.NODE_CIDR},
+            PodDetection(is_by_node=True),
+            id="NodeCIDR",
         ),
         pytest.param(
             {"detect_local_mode": DetectLocalMode.BRIDGE_INTERFACE, "detect_local_bridge": "cni0"},

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from agent.config import Config
-from agent.config_fields import DetectLocalMode
 from agent.config_remarks import read_ephemeral_ports, remarks
 from agent.config_values import PortRange
 
@@ -32,10 +31,6 @@ def config(**changes: object) -> Config:
             USUAL,
             ["objects come from /m"],
             id="both sources",
-        ),
-        pytest.param(config(cluster_cidrs=()), USUAL, ["clusterCIDR is not set"], id="no cluster CIDR"),
-        pytest.param(
-            config(cluster_cidrs=(), detect_local_mode=DetectLocalMode.NODE_CIDR), USUAL, [], id="none is needed"
         ),
         pytest.param(config(), PortRange(29_999, 60_999), ["sourcePorts 10000-29999 overlap"], id="one port above"),
         pytest.param(config(), PortRange(1_024, 10_000), ["sourcePorts 10000-29999 overlap"], id="one port below"),

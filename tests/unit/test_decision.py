@@ -145,6 +145,20 @@ def test_origins_and_frontends(target, policy, client, backends, is_hidden):
 
 
 @pytest.mark.parametrize(
+    ("target", "policy", "backends", "is_hidden"),
+    [
+        pytest.param(CLUSTER_IP, "Cluster", ALL, False, id="a ClusterIP"),
+        pytest.param(NODE_PORT, "Cluster", ALL, True, id="a NodePort"),
+        pytest.param(EXTERNAL_IP, "Local", ALL[:1], False, id="the policy Local"),
+    ],
+)
+def test_where_nobody_says_what_addresses_pods_have(target, policy, backends, is_hidden):
+    said = outcome(published(local=policy == "Local"), target, ("unknown", STRANGER), BOTH)
+
+    assert (said.verdict, said.backends, said.source_nat) == ("forward", backends, is_hidden)
+
+
+@pytest.mark.parametrize(
     ("target", "kind"),
     [(CLUSTER_IP, "ClusterIP"), (NODE_PORT, "NodePort"), (EXTERNAL_IP, "ExternalIP"), (LB, "LoadBalancer")],
     ids=lambda it: it if isinstance(it, str) else "",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, DEVICE_PORT
+from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, DEVICE_PORT, POD_RANGE_PODS, POD_RANGE_UNKNOWN
 from agent.core.addresses import format_address, parse_address
 from agent.core.network import (
     LOOPBACK,
@@ -134,7 +136,8 @@ def test_what_reaches_the_node():
     ("pods", "devices", "needs_node"),
     [
         pytest.param(PodDetection(), set(), True, id="by the Node's ranges"),
-        pytest.param(PodDetection(("10.0.0.0/8",)), set(), False, id="by ranges"),
+        pytest.param(PodDetection(("10.0.0.0/8", "fd00::/16")), set(), False, id="by ranges"),
+        pytest.param(PodDetection(("fd00::/16",)), set(), True, id="by ranges of one family, and the Node's"),
         pytest.param(PodDetection(bridge="br0"), {3, 4}, False, id="by a bridge and its ports"),
         pytest.param(PodDetection(bridge="br1"), set(), False, id="by a bridge that is not there"),
         pytest.param(PodDetection(prefix="cali"), {12}, False, id="by a prefix"),
@@ -164,7 +167,82 @@ def test_the_devices_that_pods_come_by(pods, devices, needs_node):
     ],
 )
 def test_a_range_is_counted_in_bits_of_128(text, bits, first):
-    assert {ADDRESS_RANGE.packer.pack(bits, parse_address(first)): b"\1\0\0\0"} == range_entries([text])
+    entries = range_entries(PodDetection((text,)), ())
+
+    assert entries[ADDRESS_RANGE.packer.pack(bits, parse_address(first))] == b"\1\0\0\0"
+
+
+ALL_V4, ALL_V6 = (96, "0.0.0.0"), (0, "::")
+PODS, UNKNOWN = POD_RANGE_PODS, POD_RANGE_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("ranges", "node", "entries"),
+    [
+        pytest.param(
+            ["10.0.0.0/8", "fd00::/16"],
+            ["10.1.0.0/16", "fd01::/16"],
+            {(104, "10.0.0.0"): PODS, (16, "fd00::"): PODS},
+            id="those that were told",
+        ),
+        pytest.param(
+            [], ["10.1.0.0/16", "fd01::/16"], {(112, "10.1.0.0"): PODS, (16, "fd01::"): PODS}, id="the Node's"
+        ),
+        pytest.param(
+            ["fd00::/16"],
+            ["10.1.0.0/16", "fd01::/16"],
+            {(112, "10.1.0.0"): PODS, (16, "fd00::"): PODS},
+            id="one of each",
+        ),
+        pytest.param(["fd00::/16"], [], {ALL_V4: UNKNOWN, (16, "fd00::"): PODS}, id="IPv4 is unknown"),
+        pytest.param(
+            ["10.0.0.0/8"], ["10.1.0.0/16"], {(104, "10.0.0.0"): PODS, ALL_V6: UNKNOWN, ALL_V4: 0}, id="IPv6 is unknown"
+        ),
+        pytest.param([], [], {ALL_V4: UNKNOWN, ALL_V6: UNKNOWN}, id="both are unknown"),
+        pytest.param(["10.0.0.0/8", "::/0"], [], {(104, "10.0.0.0"): PODS, ALL_V6: PODS, ALL_V4: 0}, id="all of IPv6"),
+        pytest.param(["0.0.0.0/0", "::/0"], [], {ALL_V4: PODS, ALL_V6: PODS}, id="all there is"),
+    ],
+)
+def test_where_pods_are_is_told_for_each_family(ranges, node, entries):
+    wanted = {ADDRESS_RANGE.packer.pack(bits, parse_address(text)): flags for (bits, text), flags in entries.items()}
+
+    found = range_entries(PodDetection(tuple(ranges)), node)
+    assert wanted == {key: int.from_bytes(value, sys.byteorder) for key, value in found.items()}
+    assert range_entries(PodDetection(tuple(ranges), bridge="br0"), node) == {}
+
+
+BOTH_SPOKEN = (address("192.0.2.1", device=4), address("fd00::1", device=4))
+
+
+@pytest.mark.parametrize(
+    ("pods", "node", "spoken", "said"),
+    [
+        pytest.param(PodDetection(("10.0.0.0/8", "fd00::/16")), [], BOTH_SPOKEN, [], id="ranges"),
+        pytest.param(PodDetection(bridge="br0"), [], BOTH_SPOKEN, [], id="devices"),
+        pytest.param(
+            PodDetection(),
+            ["10.1.0.0/16", "fd01::/16"],
+            BOTH_SPOKEN,
+            ["IPv4: clusterCIDR is not set: this Node's podCIDRs (10.1.0.0/16)", "IPv6: clusterCIDR is not set"],
+            id="the Node's",
+        ),
+        pytest.param(
+            PodDetection(is_by_node=True),
+            ["10.1.0.0/16"],
+            BOTH_SPOKEN,
+            ["IPv6: neither clusterCIDR nor"],
+            id="the Node's, as asked for",
+        ),
+        pytest.param(PodDetection(("10.0.0.0/8",)), [], BOTH_SPOKEN, ["IPv6: neither"], id="one family"),
+        pytest.param(PodDetection(("10.0.0.0/8",)), [], BOTH_SPOKEN[:1], [], id="the only family of the node"),
+        pytest.param(PodDetection(), [], BOTH_SPOKEN, ["IPv4: neither", "IPv6: neither"], id="none"),
+    ],
+)
+def test_what_stands_in_for_ranges_is_said(pods, node, spoken, said):
+    found = list(pods.remarks(Network(DEVICES, spoken), node))
+
+    assert len(found) == len(said)
+    assert all(remark.startswith(start) for remark, start in zip(found, said, strict=True))
 
 
 def test_addresses_that_another_proxy_gave_the_node_are_not_its_own():

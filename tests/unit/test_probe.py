@@ -9,7 +9,7 @@ import pytest
 
 from agent.cli import checks, doctor
 from agent.cli.checks import Finding, Level, Place
-from agent.kernel import bpf, probe
+from agent.kernel import bpf, capabilities, probe
 from agent.kernel.bpf import AttachType, Command
 from agent.kernel.probe import Feature
 
@@ -129,7 +129,7 @@ def test_the_document_says_the_worst(levels, worst):
 def test_every_finding_that_is_not_ok_has_a_remedy(monkeypatch, tmp_path):
     """Also where nothing works: the checks see a machine that has nothing."""
     monkeypatch.setattr(probe, "features", lambda: [Feature("a", errno.EPERM), Feature("b", errno.EINVAL)])
-    monkeypatch.setattr(checks, "_effective_capabilities", lambda: 0)
+    monkeypatch.setattr(capabilities, "effective", lambda: 0)
     monkeypatch.setattr(checks.os, "access", lambda *_: False)
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda _: None)
 

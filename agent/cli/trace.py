@@ -36,7 +36,11 @@ _POLICY = {"verdict": "allow", "by": "NetworkPolicy is not enforced"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add both ends and the protocol."""
     parser.add_argument(
-        "--from", dest="source", required=True, metavar="ADDRESS|NAMESPACE/POD|host", help="where it starts"
+        "--from",
+        dest="source",
+        required=True,
+        metavar="ADDRESS|NAMESPACE/POD|host",
+        help="where it starts; a pod's name is not looked up and stands for any pod of this node",
     )
     parser.add_argument("--to", dest="target", required=True, metavar="ADDRESS:PORT", help="[v6]:PORT for IPv6")
     parser.add_argument("--proto", choices=[p.name.lower() for p in Protocol], default="tcp", help="default tcp")

@@ -8,7 +8,9 @@ from agent.core.addresses import parse_address
 from agent.core.health import count_local_ready
 from agent.core.options import ServiceOptions
 from agent.core.records import (
+    SERVICE_KINDS,
     AddressesChanged,
+    AnyRecord,
     Delete,
     Event,
     HealthCheck,
@@ -18,7 +20,6 @@ from agent.core.records import (
     Malformed,
     NodeRecord,
     ObjectKey,
-    Record,
     ServiceRecord,
     SliceRecord,
     Upsert,
@@ -45,7 +46,7 @@ class Model:
         self.slices: dict[ObjectKey, tuple[SliceRecord, ...]] = {}
         self.dirty: set[ObjectKey] = set()
         self.malformed: dict[tuple[Kind, ObjectKey], Malformed] = {}
-        self.unsynced: set[Kind] = set(Kind)
+        self.unsynced: set[Kind] = set(SERVICE_KINDS)
         self.incomplete: set[Kind] = set()
         """Kinds of whose latest list a part could not be read: what is missing may well exist."""
         self._awaits_addresses = awaits_addresses
@@ -149,7 +150,7 @@ class Model:
         if kind in self._mentioned:
             self._mentioned[kind].add(key)
 
-    def _upsert(self, record: Record) -> None:
+    def _upsert(self, record: AnyRecord) -> None:
         match record:
             case SliceRecord():
                 self._forget_fault(Kind.ENDPOINT_SLICE, record.key)

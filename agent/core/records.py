@@ -8,9 +8,12 @@ A record holds only what the dataplane reads of an object. Endpoints are packed:
 from __future__ import annotations
 
 import enum
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import msgspec
+
+if TYPE_CHECKING:
+    from agent.core.policy_records import PolicyRecord
 
 ADDRESS_SIZE = 16
 
@@ -21,6 +24,16 @@ class Kind(enum.StrEnum):
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    POD = "Pod"
+    NAMESPACE = "Namespace"
+    NETWORK_POLICY = "NetworkPolicy"
+    CLUSTER_NETWORK_POLICY = "ClusterNetworkPolicy"
+
+
+SERVICE_KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
+"""What the Service dataplane is made of."""
+POLICY_KINDS = frozenset({Kind.POD, Kind.NAMESPACE, Kind.NETWORK_POLICY, Kind.CLUSTER_NETWORK_POLICY})
+"""What policy is made of; not watched where it is off."""
 
 
 class Family(enum.IntEnum):
@@ -168,6 +181,7 @@ class NodeRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 Record = ServiceRecord | SliceRecord | NodeRecord
+AnyRecord: TypeAlias = "Record | PolicyRecord"
 
 
 class ListStarted(msgspec.Struct, frozen=True, gc=False):
@@ -186,7 +200,7 @@ class ListEnded(msgspec.Struct, frozen=True, gc=False):
 class Upsert(msgspec.Struct, frozen=True, gc=False):
     """An object exists and says this."""
 
-    record: Record
+    record: AnyRecord
 
 
 class Delete(msgspec.Struct, frozen=True, gc=False):

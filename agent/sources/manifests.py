@@ -33,6 +33,7 @@ from typing import NamedTuple
 from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 from agent.core.records import (
+    AnyRecord,
     Delete,
     Event,
     Kind,
@@ -41,7 +42,6 @@ from agent.core.records import (
     Malformed,
     NodeRecord,
     ObjectKey,
-    Record,
     Upsert,
 )
 from agent.errors import ConfigError
@@ -324,5 +324,5 @@ def _merge(files: dict[str, _File]) -> tuple[dict[_Identity, _Said], frozenset[s
     return objects, frozenset(repeats)
 
 
-def _key_of(record: Record) -> ObjectKey:
+def _key_of(record: AnyRecord) -> ObjectKey:
     return ObjectKey("", record.name) if isinstance(record, NodeRecord) else record.key

@@ -87,7 +87,7 @@ class Prefix(NamedTuple):
 
 
 class IpBlock(msgspec.Struct, frozen=True, gc=False):
-    """A range of addresses but for some within it."""
+    """A range of addresses but for some within it; one of IPv6 that spans the addresses of IPv4 excepts them."""
 
     prefix: Prefix
     excepts: tuple[Prefix, ...] = ()
@@ -114,7 +114,10 @@ class PortRange(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rule(msgspec.Struct, frozen=True, gc=False):
-    """One entry of ingress or egress. ``peers`` of None: everybody; ``ports`` of None: whatever protocol it is."""
+    """One entry of ingress or egress.
+
+    ``peers`` of None: everybody, of (): nobody; ``ports`` of None: whatever protocol it is.
+    """
 
     peers: tuple[Peer, ...] | None = None
     ports: tuple[PortRange, ...] | None = None
@@ -149,8 +152,8 @@ class Action(enum.StrEnum):
 class TierRule(msgspec.Struct, frozen=True, gc=False):
     """One rule of a ClusterNetworkPolicy. ``name`` may be empty.
 
-    A peer that could not be understood is left out of an ACCEPT; it makes a DENY or PASS a DENY of everybody.
-    Source: ClusterNetworkPolicyIngressPeer, "unknown peer".
+    A rule with a peer or protocol that could not be understood: an ACCEPT has no peers, a DENY or PASS is a DENY of
+    everybody. Source: ClusterNetworkPolicyIngressPeer, "fail closed".
     """
 
     action: Action

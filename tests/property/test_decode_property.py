@@ -11,7 +11,7 @@ from agent.sources.convert import pack
 from agent.sources.decode import UNNAMED, Decoder
 from tests.property import wire_strategies as wire
 
-decoder = Decoder(wire.NODE_NAME)
+decoder = Decoder(wire.NODE_NAME, policy=True)
 kinds = st.sampled_from(list(Kind))
 any_object = st.one_of(
     st.tuples(st.just(Kind.SERVICE), wire.services()), st.tuples(st.just(Kind.ENDPOINT_SLICE), wire.slices())

@@ -277,19 +277,7 @@ struct packet {
 	u8 is_ipv6;
 	u8 ttl;
 	u8 flags; /* TCP_*; for SCTP those that its first chunk amounts to */
-	u8 pad;
-};
-
-/* What a program of the packet path works on. */
-struct work {
-	u64 jiffies; /* when this CPU last looked at the clock */
-	u32 now;     /* what it said then, seconds */
-	u32 pad;
-	struct packet packet;
-	struct flow flow;
-	struct flow reply;
-	struct affinity affinity;
-	struct held held;
+	u8 reading; /* enum parse_result; only where there is policy */
 };
 
 /*
@@ -398,6 +386,21 @@ struct flow_event {
 	u32 pad;      /* zero */
 };
 
+/* What a program of the packet path works on. */
+struct work {
+	u64 jiffies; /* when this CPU last looked at the clock */
+	u32 now;     /* what it said then, seconds */
+	u32 has_flow; /* between stages: whether flow is what the packet becomes */
+	struct packet packet;
+	struct flow flow;
+	struct flow reply;
+	struct affinity affinity;
+	struct subject subject;  /* whose packet it is to policy */
+	u32 pad;
+	struct flow_event event; /* what policy makes of it */
+	struct held held;
+};
+
 /* Indexes of policy_counters: (direction * REASONS + reason) * 2 + allowed; behind them, events that were lost. */
 #define POLICY_COUNTERS      (DIRECTIONS * REASONS * 2 + 1)
 #define POLICY_EVENTS_LOST   (POLICY_COUNTERS - 1)
@@ -419,6 +422,7 @@ enum counter {
 	COUNTER_TTL_EXCEEDED,         /* dropped: out of hops */
 	COUNTER_WRITE_FAILED,         /* dropped: the packet could not be rewritten */
 	COUNTER_FLOWS,                /* flows that began to be translated */
+	COUNTER_STAGE_MISSED,         /* dropped: the program that was to go on is not there */
 	COUNTERS,
 };
 

@@ -106,18 +106,6 @@ DEVICE = _layout("device", ipv4="16s", ipv6="16s", flags="I")
 FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", place="B", pad="2s")
 FRAGMENT = _layout("fragment", ports="4s", seen="I")
 HELD = _layout("held", seen="I", size="I", is_taken="I", pad="I", frame="1536s")
-PACKET_SIZE = 76
-WORK = _layout(
-    "work",
-    jiffies="Q",
-    now="I",
-    pad="I",
-    packet=f"{PACKET_SIZE}s",
-    flow=f"{FLOW.size}s",
-    reply=f"{FLOW.size}s",
-    affinity=f"{AFFINITY.size}s",
-    held=f"{HELD.size}s",
-)
 SUBJECT = _layout("subject", identity="I", flags="I", since="I")
 POLICY_KEY = _layout("policy_key", prefix_bits="I", subject="I", peer="I", direction="B", protocol="B", port="2s")
 POLICY_ENTRY = _layout("policy_entry", rule="I", allowed="I")
@@ -137,6 +125,21 @@ FLOW_EVENT = _layout(
     reason="B",
     flags="B",
     pad="I",
+)
+PACKET_SIZE = 76
+WORK = _layout(
+    "work",
+    jiffies="Q",
+    now="I",
+    has_flow="I",
+    packet=f"{PACKET_SIZE}s",
+    flow=f"{FLOW.size}s",
+    reply=f"{FLOW.size}s",
+    affinity=f"{AFFINITY.size}s",
+    subject=f"{SUBJECT.size}s",
+    pad="I",
+    event=f"{FLOW_EVENT.size}s",
+    held=f"{HELD.size}s",
 )
 NOTHING = _layout("nothing")
 """The key and value of a ring buffer."""
@@ -266,6 +269,7 @@ class Counter(enum.IntEnum):
     TTL_EXCEEDED = 12
     WRITE_FAILED = 13
     FLOWS = 14
+    STAGE_MISSED = 15
 
 
 @dataclass(frozen=True, slots=True)

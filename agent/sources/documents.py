@@ -18,6 +18,10 @@ KINDS = {
     ("v1", "Service"): Kind.SERVICE,
     ("discovery.k8s.io/v1", "EndpointSlice"): Kind.ENDPOINT_SLICE,
     ("v1", "Node"): Kind.NODE,
+    ("v1", "Pod"): Kind.POD,
+    ("v1", "Namespace"): Kind.NAMESPACE,
+    ("networking.k8s.io/v1", "NetworkPolicy"): Kind.NETWORK_POLICY,
+    ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): Kind.CLUSTER_NETWORK_POLICY,
 }
 _LIST = ("v1", "List")
 _LISTS = {(version, f"{kind}List"): (version, kind) for version, kind in KINDS}
@@ -118,7 +122,8 @@ def _what_is_meant(type_of: tuple[str, str]) -> tuple[str, str] | None:
     """Find the type that another one is likely meant to be; lists are types that have just no place here."""
     if type_of == _LIST or type_of in _LISTS:
         return None
-    return next((known for known in (*KINDS, _LIST) if _resembles(type_of, known)), None)
+    found = [known for known in (*KINDS, _LIST) if _resembles(type_of, known)]
+    return next((known for known in found if known[1] == type_of[1]), found[0] if found else None)
 
 
 def _resembles(type_of: tuple[str, str], known: tuple[str, str]) -> bool:

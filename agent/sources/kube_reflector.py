@@ -5,6 +5,9 @@
  session ───┤                                                            ├──→ watch ──→ ends or fails ──→ back off ─→ …
             └── version known ──→ probe, if it failed before ────────────┘
 ```
+A kind that may be undefined, for want of its CustomResourceDefinition, is then listed with nothing in it, and is looked
+for again and again, with growing pauses.
+
 A failed watch resumes from the last version seen. Only a server that no longer serves that version costs a list, or one
 that is another than was listed, whose versions are not ours. What a list said so far is never taken for the whole:
 ``ListEnded`` comes only when the server says so.
@@ -33,6 +36,7 @@ log = logging.getLogger("ebproxy.source.kube")
 Query = tuple[tuple[str, str], ...]
 
 _START_OVER = (Cause.GONE, Cause.INVALID, Cause.INTERNAL)
+_NOT_FOUND = 404
 _UNREADABLE = (Cause.GARBAGE, Cause.OVERSIZE)
 _UNREADABLE_LIMIT = 3
 _SHORT_WATCH_S = 1.0
@@ -61,6 +65,8 @@ class WatchTuning:
     list_read_s: float = 60.0
     backoff_first_s: float = 0.1
     backoff_last_s: float = 30.0
+    absent_first_s: float = 2.0
+    absent_last_s: float = 60.0
     stable_s: float = 5.0
     page_size: int = 500
 
@@ -70,11 +76,12 @@ DEFAULT_TUNING = WatchTuning()
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Where the objects of one kind are, and which of them are wanted."""
+    """Where the objects of one kind are, and which of them are wanted; an optional kind need not be defined."""
 
     kind: Kind
     path: str
     selector: Query = ()
+    is_optional: bool = False
 
     @property
     def plural(self) -> str:
@@ -84,10 +91,14 @@ class Resource:
 
 @dataclass(slots=True)
 class WatchStatus:
-    """How one watch is doing; ``last_contact`` is Unix time, 0 before the first byte."""
+    """How one watch is doing; ``last_contact`` is Unix time, 0 before the first byte.
+
+    ``is_absent``: the server does not know the kind, so there is nothing to watch.
+    """
 
     kind: Kind
     is_synced: bool = False
+    is_absent: bool = False
     last_contact: float = 0.0
     resource_version: str = ""
     failures: int = 0
@@ -116,6 +127,7 @@ class Reflector:
         self._tuning = tuning
         self._stopping = stopping
         self._backoff = Backoff(tuning.backoff_first_s, tuning.backoff_last_s)
+        self._absent_backoff = Backoff(tuning.absent_first_s, tuning.absent_last_s)
         self._version = ""
         self._identity = ""
         self._is_listing = False
@@ -140,9 +152,11 @@ class Reflector:
                 log.exception("defect kind=%s", self._resource.kind)
                 failure = ApiFailure(Cause.INTERNAL, f"{type(error).__name__}: {error}")
             if not self._stopping.is_set():
-                self._stopping.wait(self._recover(failure))
+                self._stopping.wait(self._absent_s(failure) or self._recover(failure))
 
     def _session(self) -> None:
+        if self.status.is_absent:
+            self._read_page("")  # whether it is defined by now: one cheap request
         if self._version and self._is_doubtful:
             self._probe()
         if self._version:
@@ -209,6 +223,8 @@ class Reflector:
         self._is_doubtful = False
         self._remember(version)
         self.status.is_synced = True
+        self.status.is_absent = False
+        self._absent_backoff.reset()
         self._client.set_read_timeout(self._tuning.read_s)
         log.info("listed kind=%s version=%s", self._resource.kind, version)
 
@@ -250,9 +266,11 @@ class Reflector:
         try:
             return read_uid(self._client, Kind.SERVICE, KUBERNETES, self._tuning.list_read_s)
         except ApiFailure as failure:
-            if failure.cause != Cause.FORBIDDEN:  # what follows Services says it, and the remedy
-                raise
-            return ""
+            if failure.cause == Cause.FORBIDDEN:  # what follows Services says it, and the remedy
+                return ""
+            if failure.code == _NOT_FOUND:  # of Services, which are always defined: nothing is said of our kind
+                raise ApiFailure(failure.cause, str(failure)) from failure
+            raise
 
     def _older_version(self) -> str:
         query = (*self._resource.selector, ("limit", "1"))
@@ -323,6 +341,44 @@ class Reflector:
         if is_older(version, than=self._version):
             raise ApiFailure(Cause.REWOUND, f"the server sent {version} after {self._version}")
         self._version = self.status.resource_version = version
+
+    # Kinds that are not defined
+
+    def _absent_s(self, failure: ApiFailure) -> float:
+        """Take a kind for undefined, if that is what a failure says; return how long to leave it at that, 0 if not.
+
+        A server that has had the kind is believed only if it is still the one that was listed: a policy must not end
+        because something in between knows nothing of it.
+        """
+        if not self._resource.is_optional or failure.code != _NOT_FOUND:
+            return 0.0
+        if not self.status.is_absent:
+            if self.status.is_synced and not self._is_same_server():
+                return 0.0
+            self._empty()
+        self.status.error = ""
+        self.status.last_contact = time.time()
+        return self._absent_backoff.next_s()
+
+    def _is_same_server(self) -> bool:
+        try:
+            return not self._other_identity()
+        except ApiFailure:
+            return False
+
+    def _empty(self) -> None:
+        """Say that there is nothing of this kind."""
+        log.log(
+            logging.WARNING if self.status.is_synced else logging.INFO,
+            "not defined kind=%s path=%s",
+            self._resource.kind,
+            self._resource.path,
+        )
+        self._start_list()
+        self._emit(ListEnded(self._resource.kind))
+        self._is_listing = False
+        self._version = self.status.resource_version = ""
+        self.status.is_synced = self.status.is_absent = True
 
     # Failures
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.config import Config
 from agent.config_fields import DetectLocalMode
 from agent.config_values import PortRange
+from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
 
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -21,6 +22,16 @@ def read_ephemeral_ports(file: Path = EPHEMERAL_PORTS) -> PortRange | None:
         return None
 
 
+def _idle_fields(config: Config) -> tuple[str, ...]:
+    """Name what is said of policy; that it is on by default is not."""
+    said = {
+        "policyOverflow": config.policy_overflow is not PolicyOverflow.CLOSED,
+        "policyAnswer": config.policy_answer is not PolicyAnswer.DROP,
+        "flowSample": config.flow_sample != 0,
+    }
+    return tuple(path for path, is_said in said.items() if is_said)
+
+
 def remarks(config: Config, ephemeral: PortRange | None) -> Iterator[str]:
     """Name what has no effect, what stands in for something missing, and what may collide."""
     if config.unused:
@@ -29,6 +40,8 @@ def remarks(config: Config, ephemeral: PortRange | None) -> Iterator[str]:
         yield f"objects come from {config.manifests}: kubeconfig and apiServer have no effect"
     if config.detect_local_mode is DetectLocalMode.CLUSTER_CIDR and not config.cluster_cidrs:
         yield "clusterCIDR is not set: the podCIDRs of this Node tell its pods; pods of other nodes count as outside"
+    if config.network_policy is NetworkPolicyMode.OFF and (idle := _idle_fields(config)):
+        yield f"networkPolicy is off: {', '.join(idle)} have no effect"
     ports = config.source_ports
     if ephemeral and ports.first <= ephemeral.last and ephemeral.first <= ports.last:
         yield (

@@ -25,6 +25,8 @@ KINDS = {
 }
 _LIST = ("v1", "List")
 _LISTS = {(version, f"{kind}List"): (version, kind) for version, kind in KINDS}
+# What looks like one of these kinds, and is what went before it.
+_OTHERS = frozenset({"AdminNetworkPolicy", "BaselineAdminNetworkPolicy"})
 _NESTING_LIMIT = 100
 # How alike a misspelt word is, of 1. The next of Kubernetes' own kinds, PodList to List, is at 0.73.
 _ALIKE = 0.75
@@ -120,7 +122,7 @@ def _add_object(contents: Contents, value: object, default: tuple[str, str], whe
 
 def _what_is_meant(type_of: tuple[str, str]) -> tuple[str, str] | None:
     """Find the type that another one is likely meant to be; lists are types that have just no place here."""
-    if type_of == _LIST or type_of in _LISTS:
+    if type_of == _LIST or type_of in _LISTS or type_of[1].removesuffix("List") in _OTHERS:
         return None
     found = [known for known in (*KINDS, _LIST) if _resembles(type_of, known)]
     return next((known for known in found if known[1] == type_of[1]), found[0] if found else None)

@@ -418,5 +418,5 @@ class Reflector:
                 level,
                 "forbidden resource=%s verbs=list,watch remedy=%r",
                 self._resource.plural,
-                "grant the agent's service account list and watch on it, as the ClusterRole in manifests/ does",
+                "grant the agent's service account list and watch on it, as the ClusterRoles in manifests/ do",
             )

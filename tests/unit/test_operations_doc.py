@@ -57,7 +57,12 @@ def test_every_flag_is_at_its_field() -> None:
     assert all(f"`{flag.names[0]}`" in TEXT for flag in FLAGS if flag.field in IN_PROSE)
 
 
-DEFAULTS = flat(describe(load(environment={"NODE_NAME": "node-7"})))
+def defaults(**fields: str) -> dict[str, Any]:
+    return flat(describe(load(overrides=fields, environment={"NODE_NAME": "node-7"})))
+
+
+# Sizes of policy's maps are only told where there is policy.
+DEFAULTS = defaults(networkPolicy="standard") | defaults()
 # Others are told in words: "found", "in-cluster".
 LITERAL = {path: said[1] for path, row in CONFIGURATION.items() if (said := _CODE.fullmatch(row[2]))}
 

@@ -390,7 +390,8 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	if (packet->tuple.protocol == (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return parse_icmp(skb, packet);
 	if (!parse_has_ports(packet->tuple.protocol))
-		return parse_ends(packet, parse_is_extension(packet->tuple.protocol) ? PARSE_UNREADABLE : PARSE_OTHER);
+		return parse_ends(packet, parse_is_extension(packet->tuple.protocol) ? PARSE_UNREADABLE
+										     : PARSE_OTHER);
 	return packet->kind == PACKET_LATER_FRAGMENT || parse_ports(skb, packet);
 }
 

@@ -276,7 +276,7 @@ struct packet {
 	u32 ifindex; /* of the device it is seen at */
 	u8 is_ipv6;
 	u8 ttl;
-	u8 flags; /* TCP_*; for SCTP those that its first chunk amounts to */
+	u8 flags;   /* TCP_*; for SCTP those that its first chunk amounts to */
 	u8 reading; /* enum parse_result; only where there is policy */
 };
 
@@ -284,8 +284,8 @@ struct packet {
  * Policy. A peer is known by a number, its identity: a pod's stands for its labels and for the blocks that hold its
  * address, any other address's for those blocks alone. Who is subject to policy is known by the same number.
  */
-#define PEER_ANY             0 /* in policy: whoever has no entries of its own there */
-#define PEER_WORLD           1 /* no pod, and in no block that a policy names */
+#define PEER_ANY   0 /* in policy: whoever has no entries of its own there */
+#define PEER_WORLD 1 /* no pod, and in no block that a policy names */
 
 /* A pod of this node. */
 struct subject {
@@ -294,10 +294,11 @@ struct subject {
 	u32 since; /* its connections may be older than what is known of them; seconds of the monotonic clock, 0 = none is */
 };
 
-#define SUBJECT_INGRESS      1 /* policy is to be asked about what comes in */
-#define SUBJECT_EGRESS       2 /* and about what goes out */
-#define SUBJECT_FAIL_CLOSED  4 /* its policy does not fit in the map: nothing may pass that policy is to be asked about */
-#define SUBJECT_FAIL_OPEN    8 /* likewise: everything may */
+#define SUBJECT_INGRESS 1 /* policy is to be asked about what comes in */
+#define SUBJECT_EGRESS  2 /* and about what goes out */
+#define SUBJECT_FAIL_CLOSED                                                                                  \
+	4 /* its policy does not fit in the map: nothing may pass that policy is to be asked about */
+#define SUBJECT_FAIL_OPEN 8 /* likewise: everything may */
 
 enum direction {
 	DIRECTION_INGRESS, /* into the subject */
@@ -339,12 +340,12 @@ struct policy_state {
  * both ways find it; generation is by direction: egress at the end that began, ingress at the other.
  */
 struct connection {
-	u32 seen;  /* when a packet last came by; seconds of the monotonic clock */
-	u32 flags; /* FLOW_*, CONNECTION_* */
+	u32 seen;                   /* when a packet last came by; seconds of the monotonic clock */
+	u32 flags;                  /* FLOW_*, CONNECTION_* */
 	u32 generation[DIRECTIONS]; /* of policy when it allowed the connection; 0 = it has not yet */
 };
 
-#define CONNECTION_TURNED    0x1000 /* the greater end began it */
+#define CONNECTION_TURNED 0x1000 /* the greater end began it */
 
 /* The addresses of the pod behind a device; zero = none of that family. */
 struct pod_device {
@@ -352,15 +353,15 @@ struct pod_device {
 	struct address ipv6;
 };
 
-#define POD_RANGE_OWN        2 /* in pod_ranges: of this node's pods */
+#define POD_RANGE_OWN 2 /* in pod_ranges: of this node's pods */
 
 enum verdict_reason {
-	REASON_POLICY,      /* a rule, or that none allows it */
-	REASON_SPOOFED,     /* the source is not the pod's */
-	REASON_HELD,        /* the pod's policy has not been applied yet */
-	REASON_OVERFLOW,    /* the pod's policy does not fit */
-	REASON_UNREADABLE,  /* headers that contradict themselves */
-	REASON_UNTRACKED,   /* the connection could not be entered */
+	REASON_POLICY,     /* a rule, or that none allows it */
+	REASON_SPOOFED,    /* the source is not the pod's */
+	REASON_HELD,       /* the pod's policy has not been applied yet */
+	REASON_OVERFLOW,   /* the pod's policy does not fit */
+	REASON_UNREADABLE, /* headers that contradict themselves */
+	REASON_UNTRACKED,  /* the connection could not be entered */
 	REASONS,
 };
 
@@ -373,9 +374,9 @@ enum stage {
 
 /* Told through the ring buffer: a drop, or a new connection. */
 struct flow_event {
-	u64 time; /* nanoseconds of the monotonic clock */
+	u64 time;           /* nanoseconds of the monotonic clock */
 	struct tuple tuple; /* as the packet had it, behind the translation */
-	u32 subject; /* identities */
+	u32 subject;        /* identities */
 	u32 peer;
 	u32 rule;
 	u32 device;
@@ -388,22 +389,22 @@ struct flow_event {
 
 /* What a program of the packet path works on. */
 struct work {
-	u64 jiffies; /* when this CPU last looked at the clock */
-	u32 now;     /* what it said then, seconds */
+	u64 jiffies;  /* when this CPU last looked at the clock */
+	u32 now;      /* what it said then, seconds */
 	u32 has_flow; /* between stages: whether flow is what the packet becomes */
 	struct packet packet;
 	struct flow flow;
 	struct flow reply;
 	struct affinity affinity;
-	struct subject subject;  /* whose packet it is to policy */
+	struct subject subject; /* whose packet it is to policy */
 	u32 pad;
 	struct flow_event event; /* what policy makes of it */
 	struct held held;
 };
 
 /* Indexes of policy_counters: (direction * REASONS + reason) * 2 + allowed; behind them, events that were lost. */
-#define POLICY_COUNTERS      (DIRECTIONS * REASONS * 2 + 1)
-#define POLICY_EVENTS_LOST   (POLICY_COUNTERS - 1)
+#define POLICY_COUNTERS    (DIRECTIONS * REASONS * 2 + 1)
+#define POLICY_EVENTS_LOST (POLICY_COUNTERS - 1)
 
 /* Indexes of the counters map. */
 enum counter {

@@ -20,6 +20,7 @@ from agent.core.policy_records import (
 )
 from agent.core.records import Kind, ObjectKey
 from agent.sources import convert_policy as convert
+from agent.sources import convert_tiers as tiers
 from agent.sources.reader import Reader
 from agent.sources.wire_policy import (
     NetworkPolicySpec,
@@ -93,9 +94,9 @@ class _Records:
             key,
             spec.tier,
             spec.priority,
-            *convert.tier_subject(spec.subject, "spec.subject"),
-            convert.tier_rules(spec.ingress or (), "spec.ingress", "from"),
-            convert.tier_rules(spec.egress or (), "spec.egress", "to"),
+            *tiers.subject(spec.subject, "spec.subject"),
+            tiers.rules(spec.ingress or (), "spec.ingress", "from"),
+            tiers.rules(spec.egress or (), "spec.egress", "to"),
         )
 
     def _make_labels(self, labels: Labels) -> Labels:

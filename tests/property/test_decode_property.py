@@ -95,6 +95,17 @@ def test_one_bad_value_never_raises_and_never_hides_which_object_it_is_in(pair):
             assert event.key == ObjectKey("shop", value["metadata"]["name"])
 
 
+@given(wire.spoiled_policy())
+def test_one_bad_value_of_policy_never_raises_and_never_hides_which_object_it_is_in(pair):
+    kind, value = pair
+    event, version = decoder.decode(kind, encode(value))
+
+    assert verdict(event) == verdict(decoder.decode_object(kind, value))
+    assert version == "7"
+    key = event.record.key if isinstance(event, Upsert) else event.key
+    assert key == ObjectKey(value["metadata"].get("namespace", ""), "web")
+
+
 @given(kinds, wire.values)
 def test_any_value_at_all(kind, value):
     event = decoder.decode(kind, encode(value)).event

@@ -338,6 +338,19 @@ static __always_inline u32 parse_network(struct __sk_buff *skb, struct packet *p
 	return parse_ipv4(header, ETH_SIZE, packet);
 }
 
+/* How much of its payload a packet has to have. */
+static __always_inline u32 parse_least(const struct packet *packet)
+{
+	u8 protocol = packet->tuple.protocol;
+
+	if (HAS_POLICY && !parse_has_ports(protocol) &&
+	    protocol != (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		return 0;
+	return protocol == IPPROTO_TCP    ? sizeof(struct tcp_header)
+	       : protocol == IPPROTO_SCTP ? SCTP_HEADER_SIZE
+					  : UDP_HEADER_SIZE;
+}
+
 /*
  * Whether a packet has all the bytes that its header promises, and those that its transport needs. Segments to be cut
  * later may be longer than an IPv4 header can say.
@@ -348,9 +361,7 @@ static __always_inline bool parse_is_whole(struct __sk_buff *skb, struct packet 
 	u32 least = packet->l4;
 
 	if (packet->kind != PACKET_LATER_FRAGMENT)
-		least += packet->tuple.protocol == IPPROTO_TCP    ? sizeof(struct tcp_header)
-			 : packet->tuple.protocol == IPPROTO_SCTP ? SCTP_HEADER_SIZE
-								  : UDP_HEADER_SIZE;
+		least += parse_least(packet);
 	if (packet->end == ETH_SIZE && skb->gso_size)
 		packet->end = size;
 	return packet->end <= size && packet->end >= least;

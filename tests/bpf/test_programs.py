@@ -85,7 +85,7 @@ def test_every_variant_passes_the_verifier_over_our_maps(store, bpffs, options):
         assert ours.issuperset(info.map_ids)
     assert store.maps["frontends"].info.id in infos["connect4"].map_ids
     for name in options.packet_programs:
-        assert store.maps["conntrack"].info.id in infos[name].map_ids
+        assert store.maps["works"].info.id in infos[name].map_ids
     assert "bcc" not in sys.modules
 
 

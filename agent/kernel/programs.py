@@ -156,15 +156,15 @@ def open_or_load(directory: Path, store: MapStore, specs: tuple[MapSpec, ...], o
         message = f"the loader left no usable programs in {pins}"
         raise LoaderError(message)
     if options.policy:
-        _fill_stages(programs, store)
+        fill_stages(programs.packets, store)
     return programs
 
 
-def _fill_stages(programs: Programs, store: MapStore) -> None:
+def fill_stages(packets: dict[PacketProgram, int], store: MapStore) -> None:
     """Say where programs go on, before any of them is attached. Raises: LoaderError."""
     try:
         for stage, name in _STAGES.items():
-            key, descriptor = (number.to_bytes(4, sys.byteorder) for number in (stage, programs.packets[name]))
+            key, descriptor = (number.to_bytes(4, sys.byteorder) for number in (stage, packets[name]))
             store.maps["stages"].update(key, descriptor)
     except OSError as error:
         message = f"cannot chain the programs: {error}"

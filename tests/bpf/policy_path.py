@@ -41,7 +41,7 @@ from agent.core.abi import (
 )
 from agent.core.addresses import format_address, parse_address
 from agent.kernel.maps import MapStore
-from agent.kernel.programs import PacketProgram, ProgramOptions, open_or_load
+from agent.kernel.programs import PacketProgram, ProgramOptions, fill_stages, open_or_load
 from tests.bpf import packet_path as at
 from tests.bpf.harness import TC_ACT_SHOT, TC_ACT_UNSPEC, Ran
 from tests.bpf.packet_path import PacketPath
@@ -213,6 +213,10 @@ class PolicyPath(PacketPath):
             if not any(found == base for found, _ in entries.items()):
                 entries.update(base, POLICY_ENTRY.packer.pack(0, 0))
         entries.update(key, POLICY_ENTRY.packer.pack(number, allowed))
+
+    def chain(self) -> None:
+        """Say where programs go on, as opening them does."""
+        fill_stages(self._programs, self.store)
 
     def from_pod(self, sent: Packet | bytes, device: str = "one", **context: int) -> Ran:
         """Let a pod send a packet."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from agent.core.abi import ADDRESS_RANGE, PEER_WORLD, POLICY_ENTRY, SUBJECT, U32, Direction, SubjectFlag
+from agent.core.addresses import AddressRange
 from agent.core.identities import Identities, Interests
 from agent.core.policy import NETWORK, RuleName
 from agent.core.policy_model import PolicyModel, PolicyName
@@ -98,7 +99,7 @@ class PolicyPlanner:
     @property
     def degraded(self) -> dict[ObjectKey, str]:
         """Say which pods' policy, and which blocks, do not fit, and why."""
-        found = {ObjectKey(_BLOCK_NAMES, block.hex()): self._no_room("blocks") for block in self._unplaced_blocks}
+        found = {ObjectKey(_BLOCK_NAMES, _block_text(it)): self._no_room("blocks") for it in self._unplaced_blocks}
         for address in self._unplaced:
             if pod := self._model.owner(address):
                 found[pod.key] = self._no_room("identities")
@@ -232,10 +233,10 @@ class PolicyPlanner:
         """Plan the blocks, and what is called after them."""
         names = {_block_key(block): name for block, name in self._interests.block_names().items()}
         self._unplaced_blocks.clear()
-        for block in sorted(self._blocks.keys() - names.keys()):
+        for block in sorted(self._blocks.keys() - names.keys(), key=_bits_of):
             self._let_go(self._blocks.pop(block))
             plan.removed_blocks.append(block)
-        for block, name in sorted(names.items()):
+        for block, name in sorted(names.items(), key=lambda it: _bits_of(it[0]), reverse=True):
             number, before = self._identities.number_of(name), self._blocks.get(block)
             if number == before:
                 continue
@@ -328,6 +329,17 @@ def _called_anew(
 
 def _block_key(block: Prefix) -> bytes:
     return ADDRESS_RANGE.packer.pack(block.bits, block.address)
+
+
+def _block_text(block: bytes) -> str:
+    bits, address = _bits_of(block)
+    return str(AddressRange(address, bits))
+
+
+def _bits_of(block: bytes) -> tuple[int, bytes]:
+    """Rank blocks: the longest is written first and removed last, so that none is judged as what it is cut from."""
+    bits, address = ADDRESS_RANGE.packer.unpack(block)
+    return bits, address
 
 
 def _numbers(found: Mapping[bytes, bytes]) -> dict[bytes, int]:

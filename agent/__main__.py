@@ -14,7 +14,10 @@ from pathlib import Path
 import agent
 from agent.errors import ConfigError, EbproxyError
 
-COMMANDS = ("run", "status", "service", "trace", "ct", "maps", "doctor", "cleanup")
+COMMANDS = (
+    *("run", "status", "service", "trace", "ct", "policy", "identity", "endpoint", "flows"),
+    *("maps", "doctor", "cleanup"),
+)
 
 
 def _parser() -> argparse.ArgumentParser:

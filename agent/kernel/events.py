@@ -117,7 +117,6 @@ class EventReader:
     def stop(self) -> None:
         """End the thread; what was not read stays for the next agent."""
         self._is_stopped.set()
-        self._may_begin.set()
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
             self._thread.join()
@@ -125,7 +124,9 @@ class EventReader:
         os.close(self._wake)
 
     def _run(self) -> None:
-        self._may_begin.wait()
+        while not self._may_begin.wait(PERIOD_S):
+            if self._is_stopped.is_set():
+                return
         with contextlib.closing(select.epoll()) as poll:
             poll.register(self._ring.fd, select.EPOLLIN)
             poll.register(self._wake, select.EPOLLIN)

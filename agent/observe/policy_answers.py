@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
-from agent.errors import EbproxyError
 from agent.observe.control import Answer
 from agent.observe.flow_log import FlowFilter, FlowLog
 from agent.observe.policy_views import PolicyViews
-
-QUESTIONS = ("policies", "identities", "endpoints", "pod_addresses", "explain", "flows")
-OFF = (
-    "policy is not enforced on this node, so there is nothing to tell; "
-    "set networkPolicy: standard (or strict) in the agent's configuration and start it again"
-)
 
 
 def policy_answers(
@@ -36,12 +29,3 @@ def _flows_of(flows: FlowLog) -> Answer:
         return flows.read(FlowFilter(**wanted), follow=follow, history=history)
 
     return answer
-
-
-def answers_without_policy() -> Mapping[str, Answer]:
-    """Say of each question what to do."""
-
-    def refuse(**_: Any) -> NoReturn:
-        raise EbproxyError(OFF)
-
-    return dict.fromkeys(QUESTIONS, refuse)

@@ -55,7 +55,7 @@ BPF_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1);
 /* service, client prefix -> allowed. Written by the agent, read when a flow of a service with ranges begins. */
 BPF_F_TABLE("lpm_trie", struct source_range, u32, source_ranges, 1, BPF_F_NO_PREALLOC);
 
-/* client prefix -> these are the cluster's pods. Written by the agent, read when a flow begins. */
+/* prefix -> whose pods are there, POD_RANGE_*. Written by the agent, read when a flow or a connection begins. */
 BPF_F_TABLE("lpm_trie", struct address_range, u32, pod_ranges, 1, BPF_F_NO_PREALLOC);
 
 /* address -> it is this node's own. Written by the agent as netlink tells, read when a flow begins. */

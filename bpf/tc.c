@@ -197,10 +197,12 @@ static __always_inline u32 device_flags(const struct packet *packet)
 static __always_inline enum origin_kind origin_of(const struct packet *packet, enum hook hook)
 {
 	struct address_range range = { .prefix_bits = 128, .address = packet->tuple.source };
+	u32 *flags;
 
 	if (hook == HOOK_LOOPBACK || route_is_own(&packet->tuple.source))
 		return ORIGIN_HOST;
-	if (pod_ranges.lookup(&range))
+	flags = pod_ranges.lookup(&range);
+	if (flags && *flags & POD_RANGE_CLUSTER)
 		return ORIGIN_POD;
 	return hook == HOOK_INGRESS && device_flags(packet) & DEVICE_PODS ? ORIGIN_POD : ORIGIN_OUTSIDE;
 }
@@ -494,6 +496,16 @@ static __always_inline int join_fragments(struct __sk_buff *skb, struct work *wo
 	return GO_ON;
 }
 
+/* Read a packet, unless the program that went on in this one did. Returns whether it may belong to a flow. */
+static __always_inline bool read(struct __sk_buff *skb, struct work *work, enum hook hook)
+{
+	if (HAS_POLICY && hook == HOOK_EGRESS && work->is_read) {
+		work->is_read = 0;
+		return true;
+	}
+	return parse_packet(skb, &work->packet);
+}
+
 static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 {
 	u32 only = 0;
@@ -501,7 +513,7 @@ static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 	struct flow *flow;
 	int verdict;
 
-	if (!work || skb->vlan_present || !parse_packet(skb, &work->packet))
+	if (!work || skb->vlan_present || !read(skb, work, hook))
 		return TC_ACT_UNSPEC;
 	flow = &work->flow;
 	/* A bridge that does not know where a host is floods what is for it: only at a bridge's port may it be for us. */
@@ -628,14 +640,15 @@ int tc_to_pod(struct __sk_buff *skb)
 	/* What comes back by the device that it came from is the pod's own, or an answer to it in a service's name. */
 	if (from != device) {
 		verdict = enter(skb, work, false);
-		if (verdict == GO_ON && work->subject.identity) {
-			if (work->packet.reading == PARSE_FLOW)
-				verdict = join_fragments(skb, work, HOOK_EGRESS);
-			if (verdict == GO_ON && !policy_admit(skb, work, false))
-				return TC_ACT_SHOT;
-		}
+		if (verdict == GO_ON && work->packet.reading == PARSE_FLOW)
+			verdict = join_fragments(skb, work, HOOK_EGRESS);
+		if (verdict == GO_ON && work->subject.identity && !policy_admit(skb, work, false))
+			return TC_ACT_SHOT;
 		if (verdict != GO_ON)
 			return verdict;
+		if (work->packet.reading != PARSE_FLOW || skb->vlan_present)
+			return TC_ACT_UNSPEC;
+		work->is_read = 1;
 	}
 	stages.call(skb, STAGE_TO_POD);
 	return drop(COUNTER_STAGE_MISSED);

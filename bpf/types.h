@@ -353,7 +353,9 @@ struct pod_device {
 	struct address ipv6;
 };
 
-#define POD_RANGE_OWN 2 /* in pod_ranges: of this node's pods */
+/* In pod_ranges. */
+#define POD_RANGE_CLUSTER 1 /* the cluster's pods are there */
+#define POD_RANGE_OWN     2 /* and this node's */
 
 enum verdict_reason {
 	REASON_POLICY,     /* a rule, or that none allows it */
@@ -396,8 +398,8 @@ struct work {
 	struct flow flow;
 	struct flow reply;
 	struct affinity affinity;
-	struct subject subject; /* whose packet it is to policy */
-	u32 pad;
+	struct subject subject;  /* whose packet it is to policy */
+	u32 is_read;             /* between stages: whether packet is this one, its fragments joined */
 	struct flow_event event; /* what policy makes of it */
 	struct held held;
 };

@@ -137,7 +137,7 @@ WORK = _layout(
     reply=f"{FLOW.size}s",
     affinity=f"{AFFINITY.size}s",
     subject=f"{SUBJECT.size}s",
-    pad="I",
+    is_read="I",
     event=f"{FLOW_EVENT.size}s",
     held=f"{HELD.size}s",
 )
@@ -155,6 +155,8 @@ FIRST_IDENTITY = 16
 POLICY_BASE_BITS = 72
 POLICY_PROTOCOL_BITS = 80
 POLICY_PORT_BITS = 96
+POD_RANGE_CLUSTER = 1
+"""In ``pod_ranges``: of the cluster's pods."""
 POD_RANGE_OWN = 2
 """In ``pod_ranges``: of this node's pods."""
 CONNECTION_TURNED = 0x1000
@@ -170,7 +172,7 @@ FIRST_FREE_SLOT = 2
 HELD_FRAGMENTS = 64
 """How many fragments wait at most for the first of their packet; 1.5 KiB each."""
 POD_RANGES = 64
-"""How many ranges of pods a cluster may have."""
+"""How many ranges of pods a cluster may have, and a node."""
 
 
 class FrontendKind(enum.IntEnum):
@@ -320,7 +322,7 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("conntrack", MapKind.LRU_HASH, TUPLE, FLOW, sizes.conntrack, carries_over=True),
         MapSpec("affinity", MapKind.LRU_HASH, AFFINITY_KEY, AFFINITY, sizes.affinity),
         MapSpec("source_ranges", MapKind.LPM_TRIE, SOURCE_RANGE, U32, sizes.source_ranges),
-        MapSpec("pod_ranges", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, POD_RANGES),
+        MapSpec("pod_ranges", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, 2 * POD_RANGES),
         MapSpec("node_addresses", MapKind.HASH, ADDRESS, U32, sizes.node_addresses),
         MapSpec("devices", MapKind.HASH, U32, DEVICE, sizes.devices),
         MapSpec("fragments", MapKind.LRU_HASH, FRAGMENT_KEY, FRAGMENT, sizes.fragments),
@@ -332,7 +334,7 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("policy", MapKind.LPM_TRIE, POLICY_KEY, POLICY_ENTRY, sizes.policy),
         MapSpec("subjects", MapKind.HASH, ADDRESS, SUBJECT, sizes.subjects),
         MapSpec("pod_devices", MapKind.HASH, U32, POD_DEVICE, sizes.subjects),
-        MapSpec("policy_states", MapKind.ARRAY, U32, POLICY_STATE, 1),
+        MapSpec("policy_states", MapKind.ARRAY, U32, POLICY_STATE, 1, carries_over=True),
         MapSpec("connections", MapKind.LRU_HASH, TUPLE, CONNECTION, sizes.connections, carries_over=True),
         MapSpec("policy_counters", MapKind.PERCPU_ARRAY, U32, U64, POLICY_COUNTERS, carries_over=True),
         MapSpec("events", MapKind.RINGBUF, NOTHING, NOTHING, sizes.events),

@@ -14,7 +14,7 @@ from enum import IntFlag
 from functools import cached_property
 from typing import NamedTuple
 
-from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, DEVICE_PORT, U32
+from agent.core.abi import ADDRESS_RANGE, DEVICE, DEVICE_PODS, DEVICE_PORT, POD_RANGE_CLUSTER, POD_RANGE_OWN, U32
 from agent.core.addresses import IPV4_PREFIX, parse_address
 from agent.core.records import ADDRESS_SIZE
 
@@ -200,14 +200,28 @@ def device_entries(network: Network, pods: PodDetection) -> Entries:
     }
 
 
-def range_entries(ranges: Iterable[str]) -> Entries:
-    """Write the map ``pod_ranges``."""
-    entries = {}
-    for text in ranges:
-        network = ipaddress.ip_network(text, strict=False)
-        bits = network.prefixlen + (_V4_BITS if network.version == 4 else 0)
-        entries[ADDRESS_RANGE.packer.pack(bits, parse_address(str(network.network_address)))] = _number(1)
-    return entries
+def range_entries(ranges: Iterable[str], own: Iterable[str] = ()) -> Entries:
+    """Write the map ``pod_ranges``: where the cluster's pods are, and which of them are this node's ``own``."""
+    flags = dict.fromkeys(map(_range_key, ranges), POD_RANGE_CLUSTER)
+    for key in map(_range_key, own):
+        # The longest prefix decides, so that this one says as well what the shorter ones do.
+        within = POD_RANGE_CLUSTER if any(_holds(wide, key) for wide in flags) else 0
+        flags[key] = flags.get(key, 0) | within | POD_RANGE_OWN
+    return {key: _number(value) for key, value in flags.items()}
+
+
+def _range_key(text: str) -> bytes:
+    network = ipaddress.ip_network(text, strict=False)
+    bits = network.prefixlen + (_V4_BITS if network.version == 4 else 0)
+    return ADDRESS_RANGE.packer.pack(bits, parse_address(str(network.network_address)))
+
+
+def _holds(wide: bytes, narrow: bytes) -> bool:
+    bits, first = ADDRESS_RANGE.packer.unpack(wide)
+    narrow_bits, inside = ADDRESS_RANGE.packer.unpack(narrow)
+    shift = 8 * ADDRESS_SIZE - int(bits)
+    is_wider = bool(bits <= narrow_bits)
+    return is_wider and int.from_bytes(first, "big") >> shift == int.from_bytes(inside, "big") >> shift
 
 
 def _number(value: int) -> bytes:

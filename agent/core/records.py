@@ -232,3 +232,10 @@ class AddressesChanged(msgspec.Struct, frozen=True, gc=False):
 
 
 Event = ListStarted | ListEnded | Upsert | Delete | Malformed | AddressesChanged
+
+
+def kind_of(event: object) -> Kind | None:
+    """Say of what kind an event's object is; None of what is about no object."""
+    if isinstance(event, Upsert):
+        return event.record.kind
+    return event.kind if isinstance(event, ListStarted | ListEnded | Delete | Malformed) else None

@@ -15,12 +15,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.core.abi import MapSizes, layout_id, map_specs
+from agent.core.abi import POD_RANGE_OWN, U32, MapSizes, layout_id, map_specs
 from agent.core.network import (
     DevicePatterns,
+    Entries,
     Network,
     PodDetection,
     address_entries,
@@ -142,19 +144,25 @@ class Dataplane:
             "node_addresses": address_entries(network),
             "devices": device_entries(network, self.options.pods),
         }
-        pods = self.options.pods
-        if not pods.needs_node:
-            maps["pod_ranges"] = range_entries(pods.ranges)
-        elif self._pod_cidrs is not None:
-            maps["pod_ranges"] = range_entries(self._pod_cidrs)
         changed = 0
         self._map_faults.clear()
-        for name, entries in maps.items():
+        for name, entries in (*maps.items(), *self._ranges()):
             try:
                 changed += self._node_maps.write(name, entries)
             except DataplaneError as error:
                 self._map_faults.append(str(error))
         return changed
+
+    def _ranges(self) -> Iterator[tuple[str, Entries]]:
+        """Say where pods are, as far as that is known; this node's own only matter to policy."""
+        pods, own = self.options.pods, self._pod_cidrs
+        has_policy = self.options.programs.policy
+        if own is not None:
+            yield "pod_ranges", range_entries(own if pods.needs_node else pods.ranges, own if has_policy else ())
+        elif not pods.needs_node:
+            found = self.store.maps["pod_ranges"].items() if has_policy else ()
+            left = {key: flags for key, flags in found if U32.packer.unpack(flags)[0] & POD_RANGE_OWN}
+            yield "pod_ranges", {**range_entries(pods.ranges), **left}
 
     def _check_node(self) -> int:
         """Compare the kernel with what is wanted of devices and addresses, and heal it; returns what differed."""

@@ -33,7 +33,7 @@ CONFIGS = sorted(MANIFESTS.rglob("config.yaml"))
 CAPABILITIES = ["BPF", "NET_ADMIN", "PERFMON"]
 _METRIC = re.compile(r"\b(?:ebproxy|kubeproxy)_[a-z_]+\b")
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count")
-METRIC_SOURCES = ("observe/metrics.py", "live_metrics.py")
+METRIC_SOURCES = ("observe/metrics.py", "observe/policy_metrics.py", "live_metrics.py")
 
 
 def name_of(path: Path) -> str:

@@ -14,7 +14,7 @@ import agent
 from agent.cli.flags import FLAGS
 from agent.config import describe, load
 from agent.config_fields import FIELDS
-from agent.core.abi import Counter
+from agent.core.abi import Counter, Reason
 from tests.unit.test_manifests_yaml import MANIFESTS, metric_families
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/operations.md").read_text(encoding="utf-8")
@@ -101,3 +101,9 @@ def test_every_alert_is_there() -> None:
     alerts = {alert["alert"] for group in rule["spec"]["groups"] for alert in group["rules"]}
 
     assert {name for row in table("Alerts") for name in _CODE.findall(row[0])} == alerts
+
+
+def test_every_reason_of_a_verdict_is_there() -> None:
+    said = TEXT.split("| `reason` of a verdict | |\n", 1)[1].split("\n\n", 1)[0]
+
+    assert re.findall(r"^\| `(\w+)` \|", said, re.MULTILINE) == [reason.name.lower() for reason in Reason]

@@ -50,8 +50,9 @@ class PolicyMaps:
             found = self._store.maps["policy_states"].lookup(_ONLY) or bytes(POLICY_STATE.size)
             self.generation = POLICY_STATE.packer.unpack(found)[0] or _FIRST
             self._switches = switches
-            if found != self._packed_state():
-                self._write_state()
+            wanted = self._packed_state(self.generation)
+            if found != wanted:
+                self._write_state(wanted)
 
     @property
     def is_cut_short(self) -> bool:
@@ -140,18 +141,19 @@ class PolicyMaps:
                 self._store.writes[name] += self._store.maps[name].delete_present(keys)
 
     def _raise(self) -> None:
-        self.generation = self.generation + 1 & _ALL_BITS or _FIRST
+        generation = self.generation + 1 & _ALL_BITS or _FIRST
         with _writing("policy_states"):
-            self._write_state()
+            self._write_state(self._packed_state(generation))
+        self.generation = generation
 
-    def _write_state(self) -> None:
-        self._store.maps["policy_states"].update(_ONLY, self._packed_state())
+    def _write_state(self, state: bytes) -> None:
+        self._store.maps["policy_states"].update(_ONLY, state)
         self._store.writes["policy_states"] += 1
 
-    def _packed_state(self) -> bytes:
+    def _packed_state(self, generation: int) -> bytes:
         switches = self._switches
         flags = int(switches.is_strict), int(switches.is_answered)
-        return POLICY_STATE.packer.pack(self.generation, switches.sample, *flags)
+        return POLICY_STATE.packer.pack(generation, switches.sample, *flags)
 
 
 @contextlib.contextmanager

@@ -173,3 +173,22 @@ def test_addresses_that_another_proxy_gave_the_node_are_not_its_own():
     network = Network(devices, (address("192.0.2.1", device=2), address("10.96.0.1", device=3)))
 
     assert network.local == {parse_address("192.0.2.1")}
+
+
+@pytest.mark.parametrize(
+    ("ranges", "own", "expected"),
+    [
+        (["10.0.0.0/8"], [], {"10.0.0.0/8": 1}),
+        (["10.0.0.0/8"], ["10.1.0.0/24"], {"10.0.0.0/8": 1, "10.1.0.0/24": 3}),
+        (["10.1.0.0/24"], ["10.1.0.0/24"], {"10.1.0.0/24": 3}),
+        (["10.0.0.0/8"], ["11.1.0.0/24"], {"10.0.0.0/8": 1, "11.1.0.0/24": 2}),
+        (["10.1.0.0/24"], ["10.0.0.0/8"], {"10.1.0.0/24": 1, "10.0.0.0/8": 2}),
+        ([], ["fd00:1::/64"], {"fd00:1::/64": 2}),
+        (["::/0"], ["10.1.0.0/24", "fd00::/64"], {"::/0": 1, "10.1.0.0/24": 3, "fd00::/64": 3}),
+    ],
+    ids=["none", "within", "the same", "elsewhere", "around", "by device", "of everything"],
+)
+def test_the_longest_prefix_says_whose_pods_are_there(ranges, own, expected):
+    assert range_entries(ranges, own) == {
+        next(iter(range_entries([text]))): flags.to_bytes(4, "little") for text, flags in expected.items()
+    }

@@ -69,7 +69,7 @@ def since_ns(text: str, now_ns: int) -> int:
         before_s = sum(float(number) * _UNITS_S[unit] for number, unit in _TERM.findall(text))
         return max(0, now_ns - round(before_s * 1e9))
     try:
-        at = dt.datetime.fromisoformat(text)
+        at = dt.datetime.fromisoformat(text.upper())
     except ValueError:
         at = None
     if at is None or at.tzinfo is None or "T" not in text.upper():

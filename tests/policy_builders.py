@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from agent.core.abi import Direction
 from agent.core.addresses import AddressRange, parse_address
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_planner import Numbers, PolicyPlan, PolicyPlanner, PolicySizes
@@ -138,6 +139,9 @@ def skip(*peers: Peer, ports: Sequence[PortRange] | None = None) -> TierRule:
     return TierRule(Action.PASS, rule(*peers, ports=ports))
 
 
+MOST_STEPS = 12
+
+
 class PolicyNode:
     """A node's policy: the model, the planner, and the maps they are written to."""
 
@@ -172,6 +176,13 @@ class PolicyNode:
             self.model.apply(Upsert(change) if hasattr(change, "key") and not isinstance(change, Delete) else change)
         return self.settle()
 
+    def may_send(self, source: bytes, destination: bytes, protocol: int, port: int) -> bool:
+        """Tell whether the maps let a connection pass, at both its ends."""
+        judge = self.maps.verdict
+        return judge(source, destination, Direction.EGRESS, protocol, port) and judge(
+            destination, source, Direction.INGRESS, protocol, port
+        )
+
     def delete(self, record: PolicyRecord) -> list[PolicyPlan]:
         """Delete an object."""
         return self.apply(Delete(record.kind, record.key))
@@ -179,7 +190,15 @@ class PolicyNode:
     def settle(self) -> list[PolicyPlan]:
         """Carry out plans until there is nothing to do."""
         plans = []
-        while plan := self.planner.plan():
+        for plan in self.plans():
             plans.append(plan)
             self.maps.apply(plan)
         return plans
+
+    def plans(self) -> Iterator[PolicyPlan]:
+        """Ask for plans until there is nothing to do; each is to be carried out."""
+        for _ in range(MOST_STEPS):
+            if not (plan := self.planner.plan()):
+                return
+            yield plan
+        raise AssertionError("the planner does not come to an end")

@@ -18,7 +18,7 @@ from agent.core.identities import Identities, Interests
 from agent.core.policy import NETWORK, RuleName
 from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_plan import Columns, Numbers, PolicyPlan, PolicySizes, PolicyState, PolicyTable, Row
-from agent.core.policy_records import Prefix
+from agent.core.policy_records import PodRecord, Prefix
 from agent.core.policy_rows import Rows, RuleNumbers, policy_interests
 from agent.core.records import ObjectKey
 from agent.core.selectors import WORLD, IdentityName
@@ -192,25 +192,29 @@ class PolicyPlanner:
         return plan
 
     def _rename_address(self, address: bytes, plan: PolicyPlan) -> None:
-        pod, number = self._model.owner(address), None
-        if pod is not None:
-            labels = self._model.namespace_labels(pod.key.namespace)
-            number = self._identities.number_of(self._interests.name_of(pod, labels, address))
+        pod, before = self._model.owner(address), self._addresses.get(address)
+        taken = len(self._addresses) + len(plan.removed_identities)  # room that is let go is free behind the plan
+        is_placed = pod is not None and (before is not None or taken < self._sizes.identities)
+        if pod is not None and not is_placed:
+            self._unplaced.add(address)
+        number = self._number_of(pod, address) if pod is not None and (is_placed or pod.is_local) else None
         self._settle_local(address, pod.key if pod and pod.is_local else None, number or 0)
-        before = self._addresses.get(address)
+        if not is_placed:
+            number = None
         if number == before:
             return
         if number is None:
             del self._addresses[address]
             plan.removed_identities.append(address)
-        elif before is None and len(self._addresses) + len(plan.removed_identities) >= self._sizes.identities:
-            self._unplaced.add(address)
-            return
         else:
             self._addresses[address] = number
             plan.identities[address] = U32.packer.pack(number)
             self._identities.hold(number)
         self._let_go(before)
+
+    def _number_of(self, pod: PodRecord, address: bytes) -> int:
+        labels = self._model.namespace_labels(pod.key.namespace)
+        return self._identities.number_of(self._interests.name_of(pod, labels, address))
 
     def _settle_local(self, address: bytes, key: ObjectKey | None, number: int) -> None:
         """Note whose an address of this node's pods is."""
@@ -237,11 +241,12 @@ class PolicyPlanner:
             self._let_go(self._blocks.pop(block))
             plan.removed_blocks.append(block)
         for block, name in sorted(names.items(), key=lambda it: _bits_of(it[0]), reverse=True):
-            number, before = self._identities.number_of(name), self._blocks.get(block)
-            if number == before:
-                continue
+            before = self._blocks.get(block)
             if before is None and len(self._blocks) + len(plan.removed_blocks) >= self._sizes.blocks:
                 self._unplaced_blocks.add(block)
+                continue
+            number = self._identities.number_of(name)
+            if number == before:
                 continue
             self._blocks[block] = number
             plan.blocks[block] = U32.packer.pack(number)

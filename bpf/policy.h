@@ -74,23 +74,21 @@ static __always_inline bool policy_read_error(struct __sk_buff *skb, const struc
 	return true;
 }
 
-/* Begin to write down what becomes of a packet. */
-static __always_inline void policy_note_packet(struct __sk_buff *skb, struct work *work, bool leaves)
+static __always_inline bool policy_is_error(const struct packet *packet)
 {
-	const struct packet *packet = &work->packet;
+	return packet->kind == PACKET_ICMP_ERROR || packet->reading == PARSE_STRAY;
+}
+
+/* Write down whose packet it is of which something is to be told, but for its ends. */
+static __always_inline void policy_describe(struct work *work)
+{
 	struct flow_event *event = &work->event;
 
-	event->tuple = packet->tuple;
-	if (packet->kind == PACKET_ICMP_ERROR || packet->reading == PARSE_STRAY)
-		policy_read_error(skb, packet, &event->tuple);
-	event->subject = 0;
+	event->subject = work->subject.identity;
 	event->peer = 0;
 	event->rule = 0;
-	event->device = packet->ifindex;
-	event->allowed = 0;
-	event->direction = leaves ? DIRECTION_EGRESS : DIRECTION_INGRESS;
-	event->reason = REASON_POLICY;
-	event->flags = packet->flags;
+	event->device = work->packet.ifindex;
+	event->flags = work->packet.flags;
 	event->pad = 0;
 }
 
@@ -102,6 +100,16 @@ static __always_inline bool policy_drop(struct flow_event *event, enum verdict_r
 	events_count(event);
 	events_tell(event);
 	return false;
+}
+
+/* Drop a packet for what it is, before anything is asked. */
+static __always_inline bool policy_turn_away(struct work *work, bool leaves, enum verdict_reason reason)
+{
+	if (!policy_is_error(&work->packet))
+		work->event.tuple = work->packet.tuple;
+	policy_describe(work);
+	work->event.direction = leaves ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	return policy_drop(&work->event, reason);
 }
 
 /* Find the subject behind a device, for what has no address of a pod: link-local, multicast, unreadable. */
@@ -122,11 +130,9 @@ static __always_inline bool policy_is_pods(const struct address *address)
 }
 
 /* Whether a pod's packet has a source that is not the pod's. Its link-local address nobody but the pod knows. */
-static __always_inline bool policy_is_spoofed(const struct work *work, const struct pod_device *pod)
+static __always_inline bool policy_is_spoofed(const struct packet *packet, const struct address *source,
+					      const struct pod_device *pod)
 {
-	const struct packet *packet = &work->packet;
-	const struct address *source = &work->event.tuple.source;
-
 	if (packet->reading == PARSE_UNREADABLE || (packet->is_ipv6 && policy_is_link_local(source)))
 		return false;
 	return !address_equal(source, packet->is_ipv6 ? &pod->ipv6 : &pod->ipv4);
@@ -135,45 +141,48 @@ static __always_inline bool policy_is_spoofed(const struct work *work, const str
 /**
  * policy_identify - Find whose packet this is to policy, before anything is done with it.
  * @leaves: whether it comes from a pod, rather than goes to one
- * Returns false when the packet is dropped for what it is. Where nobody is subject, the identity in @work is 0.
+ * Returns false when the packet is dropped for what it is. Where nobody is to be asked about, the identity in @work is 0.
  */
 static __always_inline bool policy_identify(struct __sk_buff *skb, struct work *work, bool leaves)
 {
-	struct flow_event *event = &work->event;
-	u32 ifindex = work->packet.ifindex;
+	struct packet *packet = &work->packet;
+	struct tuple *tuple = &packet->tuple;
+	u32 ifindex = packet->ifindex;
 	struct pod_device *pod = NULL;
 	struct policy_state *state;
 	struct address *own;
 	struct subject *found;
 
 	work->subject.identity = 0;
-	policy_note_packet(skb, work, leaves);
+	if (policy_is_error(packet)) {
+		tuple = &work->event.tuple;
+		policy_read_error(skb, packet, tuple);
+	}
+	own = leaves ? &tuple->source : &tuple->destination;
 	if (leaves) {
 		pod = pod_devices.lookup(&ifindex);
-		if (ANTI_SPOOFING && pod && policy_is_spoofed(work, pod))
-			return policy_drop(event, REASON_SPOOFED);
+		if (ANTI_SPOOFING && pod && policy_is_spoofed(packet, own, pod))
+			return policy_turn_away(work, leaves, REASON_SPOOFED);
 	}
-	own = leaves ? &event->tuple.source : &event->tuple.destination;
 	found = subjects.lookup(own);
 	if (!found) {
 		if (!leaves)
 			pod = pod_devices.lookup(&ifindex);
 		if (pod)
-			found = policy_behind(pod, work->packet.is_ipv6);
+			found = policy_behind(pod, packet->is_ipv6);
 	}
 	if (!found) {
 		state = policy_state_now();
 		if (state && state->is_strict && (pod || policy_is_pods(own)))
-			return policy_drop(event, REASON_HELD);
+			return policy_turn_away(work, leaves, REASON_HELD);
 		return true;
 	}
-	event->subject = found->identity;
-	if (work->packet.reading == PARSE_UNREADABLE) {
-		if (found->flags & (leaves ? SUBJECT_EGRESS : SUBJECT_INGRESS))
-			return policy_drop(event, REASON_UNREADABLE);
-		return true;
+	if (packet->reading != PARSE_UNREADABLE) {
+		work->subject = *found;
+	} else if (found->flags & (leaves ? SUBJECT_EGRESS : SUBJECT_INGRESS)) {
+		work->subject = *found;
+		return policy_turn_away(work, leaves, REASON_UNREADABLE);
 	}
-	work->subject = *found;
 	return true;
 }
 
@@ -368,6 +377,7 @@ static __always_inline void policy_sample(struct flow_event *event, const struct
 /* Judge an ICMP error that is about no connection that is known. */
 static __always_inline bool policy_admit_error(struct __sk_buff *skb, struct work *work, bool leaves)
 {
+	policy_describe(work);
 	policy_read_error(skb, &work->packet, &work->event.tuple);
 	return policy_judge(work, leaves, true) || policy_drop(&work->event, work->event.reason);
 }
@@ -471,6 +481,7 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 	}
 	if (packet->kind == PACKET_ICMP_ERROR)
 		return policy_admit_error(skb, work, leaves);
+	policy_describe(work);
 	if (!policy_judge(work, leaves, known.began)) {
 		known.began = !known.began;
 		if (!known.either || !policy_judge(work, leaves, known.began))

@@ -202,7 +202,7 @@ static __always_inline enum origin_kind origin_of(const struct packet *packet, e
 	if (hook == HOOK_LOOPBACK || route_is_own(&packet->tuple.source))
 		return ORIGIN_HOST;
 	flags = pod_ranges.lookup(&range);
-	if (flags && *flags & POD_RANGE_CLUSTER)
+	if (flags && (!HAS_POLICY || *flags & POD_RANGE_CLUSTER))
 		return ORIGIN_POD;
 	return hook == HOOK_INGRESS && device_flags(packet) & DEVICE_PODS ? ORIGIN_POD : ORIGIN_OUTSIDE;
 }
@@ -496,14 +496,14 @@ static __always_inline int join_fragments(struct __sk_buff *skb, struct work *wo
 	return GO_ON;
 }
 
-/* Read a packet, unless the program that went on in this one did. Returns whether it may belong to a flow. */
-static __always_inline bool read(struct __sk_buff *skb, struct work *work, enum hook hook)
+/* Whether the program that went on in this one has read the packet, and found that it may belong to a flow. */
+static __always_inline bool is_read(struct work *work, enum hook hook)
 {
-	if (HAS_POLICY && hook == HOOK_EGRESS && work->is_read) {
+	bool was_read = hook == HOOK_EGRESS && work->is_read;
+
+	if (was_read)
 		work->is_read = 0;
-		return true;
-	}
-	return parse_packet(skb, &work->packet);
+	return was_read;
 }
 
 static __always_inline int run(struct __sk_buff *skb, enum hook hook)
@@ -513,7 +513,8 @@ static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 	struct flow *flow;
 	int verdict;
 
-	if (!work || skb->vlan_present || !read(skb, work, hook))
+	if (!work || skb->vlan_present ||
+	    (!(HAS_POLICY && is_read(work, hook)) && !parse_packet(skb, &work->packet)))
 		return TC_ACT_UNSPEC;
 	flow = &work->flow;
 	/* A bridge that does not know where a host is floods what is for it: only at a bridge's port may it be for us. */

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 0
     if args.follow:
-        message = "the agent has stopped; `ebproxy flows --follow` goes on once it runs again"
+        message = "the agent has stopped; `ebproxy status --wait 60` says when there is one to follow again"
         raise AgentUnreachable(message)
     return 0
 

@@ -124,8 +124,16 @@ def ask_stream(state_dir: Path, question: str, **arguments: Any) -> Iterator[Any
         raise AgentUnreachable(message) from error
     with contextlib.closing(client), client.makefile("rb") as stream:
         client.settimeout(None)
-        for line in stream:
-            yield _read(json.loads(line))
+        while True:
+            try:
+                line = stream.readline()
+                reply = json.loads(line) if line else None
+            except (OSError, ValueError) as error:
+                message = f"the agent at {path} broke off: {error}"
+                raise AgentUnreachable(message) from error
+            if reply is None:
+                return
+            yield _read(reply)
 
 
 def _connect(path: Path, question: str, arguments: dict[str, Any]) -> socket.socket:

@@ -279,7 +279,11 @@ def test_tables_read_without_a_terminal(told: Scene, arguments: tuple[str, ...])
 
 
 def test_an_agent_that_is_gone_is_said_to_be_and_trace_names_rules_all_the_same(told: Scene) -> None:
-    told.agent.kill()
+    with following(told) as process:
+        next_line(told, process, "shop/web")
+        told.agent.kill()
+        assert process.wait(10) == 1
+        assert "the agent" in process.stderr.read()
     try:
         for arguments in COMMANDS:
             ran = told.agent.cli(*arguments)

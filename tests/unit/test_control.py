@@ -143,6 +143,26 @@ def test_who_leaves_a_stream_ends_it(talkative: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("rest", [b'{"answer": 2', b"\xff\n"], ids=["in the middle", "with noise"])
+def test_a_stream_that_breaks_off_says_so(tmp_path: Path, rest: bytes) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(tmp_path / SOCKET))
+        listener.listen()
+        stream = ask_stream(tmp_path, "count")
+
+        def serve() -> None:
+            served, _ = listener.accept()
+            served.sendall(b'{"answer": 1}\n' + rest)
+            served.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert next(stream) == 1
+        with pytest.raises(AgentUnreachable, match="broke off"):
+            next(stream)
+        thread.join()
+
+
 def test_a_stream_of_nobody_says_so(tmp_path: Path) -> None:
     with pytest.raises(AgentUnreachable, match="no agent answers"):
         next(ask_stream(tmp_path, "count"))

@@ -100,7 +100,7 @@ def test_a_pod_of_a_new_identity_adds_a_column():
 
 
 def test_the_last_pod_of_an_identity_takes_its_entries_along():
-    node = PolicyNode(*PODS, WEB_TO_DB)
+    node = PolicyNode(*PODS, WEB_TO_DB, network_policy("x/p", ingress=[rule(pods(need("app", Operator.EXISTS)))]))
     before = dict(node.maps.state.policy)
     new = pod("x/new", "10.1.0.9", app="new")
 

@@ -16,7 +16,10 @@ from typing import NoReturn
 import agent
 from agent.errors import ConfigError, EbproxyError
 
-COMMANDS = ("run", "status", "service", "trace", "ct", "maps", "doctor", "cleanup")
+COMMANDS = (
+    *("run", "status", "service", "trace", "ct", "policy", "identity", "endpoint", "flows"),
+    *("maps", "doctor", "cleanup"),
+)
 
 
 class _Parser(argparse.ArgumentParser):

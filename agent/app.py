@@ -25,7 +25,8 @@ from agent.config_remarks import read_ephemeral_ports, remarks
 from agent.core.flows import UdpServices
 from agent.core.model import Model
 from agent.core.network import Network
-from agent.core.records import ObjectKey
+from agent.core.options import NetworkPolicyMode
+from agent.core.records import Kind, ObjectKey
 from agent.errors import ConfigError, DataplaneError, EbproxyError, LoaderError, UnsupportedKernel
 from agent.kernel import capabilities, netlink, probe
 from agent.kernel.conntrack import FlowSweep, Swept
@@ -40,12 +41,16 @@ from agent.observe.health_checks import HealthCheckServers
 from agent.observe.listeners import listening_hosts
 from agent.observe.metrics import Metrics
 from agent.observe.names import NameJournal
+from agent.observe.numbers import remove_numbers
+from agent.observe.policy_off import answers_without_policy
 from agent.reconciler import Reconciler
 from agent.servers import open_servers, read_vitals
 from agent.sources.decode import Decoder
 from agent.status import read_status
 
 if TYPE_CHECKING:
+    from agent.policy_sync import PolicySync
+    from agent.policy_telling import PolicyTelling
     from agent.sources.kube_client import KubeClient
     from agent.sources.kube_events import EventRecorder
 
@@ -90,6 +95,7 @@ class Agent:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.has_policy = config.network_policy is not NetworkPolicyMode.OFF
         self.metrics = Metrics()
         self._client = None if config.manifests else _begin_client(config)
         if config.manifests and not config.manifests.is_dir():
@@ -112,6 +118,7 @@ class Agent:
             drift_period_s=config.drift_check_period_s,
             on_degraded=self._on_degraded,
             flows=self._make_flows(),
+            policy=self._make_policy(),
             on_synced=self._publish,
         )
         self.dataplane.tables.on_ready = self.reconciler.build_tables
@@ -123,9 +130,27 @@ class Agent:
         self.health_checks = HealthCheckServers(lambda: health.is_healthy, self._on_unserved, config.sync_period_s)
         live = LiveMetrics(config.map_sizes, self.reconciler, self.health_checks, self.metrics)
         self.metrics.add_live(live.read)
-        self.control = ControlServer(config.state_dir, {"status": self.status})
+        self.telling = self._make_telling()
+        answers = self.telling.answers if self.telling else answers_without_policy()
+        self.control = ControlServer(config.state_dir, {"status": self.status, **answers})
         self.servers = list(open_servers(config, self.metrics, health, self.has_settled))
         write_facts(config.state_dir, self._facts())
+
+    def _make_policy(self) -> PolicySync | None:
+        """Build what enforces policy, over what is in force; nothing where it is off."""
+        if not self.has_policy:
+            remove_numbers(self.config.state_dir)
+            return None
+        from agent.policy_parts import make_policy  # noqa: PLC0415 - nothing of it is held where policy is off
+
+        return make_policy(self.config, self.dataplane, self.metrics, self._on_degraded_subject)
+
+    def _make_telling(self) -> PolicyTelling | None:
+        if self.reconciler.policy is None:
+            return None
+        from agent.policy_telling import PolicyTelling  # noqa: PLC0415
+
+        return PolicyTelling(self.reconciler.policy, self.reconciler, self.dataplane.store, self.has_settled)
 
     def _make_flows(self) -> FlowSweep:
         maps, services = self.dataplane.store.maps, UdpServices()
@@ -150,6 +175,8 @@ class Agent:
         self.reconciler.start()
         self.follower.start()
         self.control.start()
+        if self.telling:
+            self.telling.start()
         for server in self.servers:
             server.start()
         self.source.start()
@@ -162,6 +189,8 @@ class Agent:
         self.source.stop()
         for server in self.servers:
             server.stop()
+        if self.telling:
+            self.telling.stop()
         self.control.stop()
         self.follower.stop()
         self.reconciler.stop()
@@ -180,13 +209,15 @@ class Agent:
             from agent.sources.manifests import ManifestSource  # noqa: PLC0415 - only the source in use is held
 
             assert self.config.manifests  # noqa: S101 - else there is a client
-            decoder = Decoder(self.config.node_name)
+            decoder = Decoder(self.config.node_name, policy=self.has_policy)
             return ManifestSource(self.config.manifests, decoder, self.reconciler.submit, self._on_source_error)
         from agent.sources.kube import KubeSource  # noqa: PLC0415
         from agent.sources.kube_events import EventRecorder  # noqa: PLC0415
 
         self._recorder = EventRecorder(self._client, self.config.node_name)
-        return KubeSource(self._client, self.config.node_name, self.reconciler.submit, self._on_source_error)
+        return KubeSource(
+            self._client, self.config.node_name, self.reconciler.submit, self._on_source_error, policy=self.has_policy
+        )
 
     def _on_network(self, network: Network) -> None:
         self.reconciler.submit(network)
@@ -194,6 +225,10 @@ class Agent:
     def _on_degraded(self, service: ObjectKey, reason: str) -> None:
         if self._recorder:
             self._recorder.warn(service, "DataplaneFull", reason)
+
+    def _on_degraded_subject(self, pod: ObjectKey, reason: str) -> None:
+        if self._recorder:
+            self._recorder.warn(pod, "PolicyFull", reason, kind=Kind.POD)
 
     def _on_source_error(self, kind: str, message: str) -> None:
         self.metrics.error(kind)
@@ -216,6 +251,7 @@ class Agent:
             socket_lb=self.config.socket_lb,
             cluster_cidrs=tuple(str(cidr) for cidr in self.config.cluster_cidrs),
             cgroup=str(self.dataplane.options.cgroup or ""),
+            network_policy=self.config.network_policy.value,
             # What an agent before this one changed is still to be undone.
             loopback=tuple(sorted({*read_facts(self.config.state_dir).loopback, *self._opened})),
         )

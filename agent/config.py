@@ -18,6 +18,7 @@ from agent import config_values
 from agent.config_fields import DetectLocalMode, Reading, read_document, read_fields
 from agent.config_values import BindAddress, Network, PortRange, go_duration
 from agent.core.abi import MapSizes
+from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
 from agent.core.records import Algorithm, Forwarding
 from agent.errors import ConfigError
 
@@ -50,6 +51,11 @@ _ATTRIBUTES = {
     "bpffs": "bpffs",
     "socketLB": "socket_lb",
     "rememberPeer": "remember_peer",
+    "networkPolicy": "network_policy",
+    "policyOverflow": "policy_overflow",
+    "policyAnswer": "policy_answer",
+    "antiSpoofing": "anti_spoofing",
+    "flowSample": "flow_sample",
     "bindAddress": "bind_address",
     "healthzBindAddress": "healthz_address",
     "metricsBindAddress": "metrics_address",
@@ -75,6 +81,15 @@ _SIZES = {
     "mapSizes.fragments": "fragments",
     "mapSizes.maglevTables": "maglev_tables",
 }
+_POLICY_SIZES = {
+    "mapSizes.identities": 65_536,
+    "mapSizes.blocks": 16_384,
+    "mapSizes.policy": 131_072,
+    "mapSizes.subjects": 1_024,
+    "mapSizes.connections": 65_536,
+    "mapSizes.events": 262_144,
+}
+"""Of maps that hold nothing where there is no policy, and are as small as can be then, whatever is configured."""
 _DETECTED_BY = {
     DetectLocalMode.BRIDGE_INTERFACE.value: "detectLocal.bridgeInterface",
     DetectLocalMode.INTERFACE_NAME_PREFIX.value: "detectLocal.interfaceNamePrefix",
@@ -135,6 +150,13 @@ class Config:
     sync_period_s: float = 30.0
     drift_check_period_s: float = 300.0
     oom_score_adj: int | None = None
+    network_policy: NetworkPolicyMode = NetworkPolicyMode.OFF
+    policy_overflow: PolicyOverflow = PolicyOverflow.CLOSED
+    policy_answer: PolicyAnswer = PolicyAnswer.DROP
+    anti_spoofing: bool = True
+    """Whether packets from pods are dropped that have another source than the pod; only where policy is on."""
+    flow_sample: int = 0
+    """Of new allowed connections one in so many is told; 0 = none."""
     map_sizes: MapSizes = field(default_factory=MapSizes)
     log_format: str = "json"
     log_level: str = "info"
@@ -208,13 +230,23 @@ def _assemble(node_name: str, values: Mapping[str, object], unused: tuple[str, .
     given: dict[str, Any] = {
         attribute: values[path] for path, attribute in _ATTRIBUTES.items() if path in values.keys() - left
     }
-    sizes: dict[str, Any] = {attribute: values[path] for path, attribute in _SIZES.items() if path in values}
     return Config(
         node_name=node_name,
-        map_sizes=MapSizes(**sizes),
+        map_sizes=_map_sizes(values),
         unused=unused,
         **_implied(values) | given,
     )
+
+
+def _map_sizes(values: Mapping[str, object]) -> MapSizes:
+    sizes: dict[str, Any] = {attribute: values[path] for path, attribute in _SIZES.items() if path in values}
+    if values.get("networkPolicy", NetworkPolicyMode.OFF) is not NetworkPolicyMode.OFF:
+        sizes |= {_attribute(path): values.get(path, size) for path, size in _POLICY_SIZES.items()}
+    return MapSizes(**sizes)
+
+
+def _attribute(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _implied(values: Mapping[str, object]) -> dict[str, Any]:
@@ -243,6 +275,8 @@ def describe(config: Config) -> dict[str, Any]:
     flat = {path: getattr(config, attribute) for path, attribute in _ATTRIBUTES.items()}
     flat |= {"nodeName": config.node_name}
     flat |= {path: getattr(config.map_sizes, attribute) for path, attribute in _SIZES.items()}
+    if config.network_policy is not NetworkPolicyMode.OFF:
+        flat |= {path: getattr(config.map_sizes, _attribute(path)) for path in _POLICY_SIZES}
     nested: dict[str, Any] = {}
     for path, value in sorted(flat.items()):
         section, _, name = path.rpartition(".")

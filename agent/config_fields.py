@@ -17,6 +17,7 @@ import yaml
 
 from agent import config_values as read
 from agent.core.abi import POD_RANGES
+from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
 from agent.core.records import Algorithm, Forwarding
 from agent.errors import ConfigError
 
@@ -24,6 +25,8 @@ KUBE_PROXY_GROUP = "kubeproxy.config.k8s.io"
 KUBE_PROXY_KIND = "KubeProxyConfiguration"
 _CONFIG_MAP_KEYS = ("config.conf", "config", "config.yaml")
 _MOST_ENTRIES = 1 << 24
+_LEAST_BYTES = 4096
+_MOST_BYTES = 1 << 28
 _MOST_TABLES = 65_535  # what a header can name
 
 
@@ -87,6 +90,17 @@ FIELDS: Mapping[str, Field] = {
     "mapSizes.sourceRanges": _ours(_SIZE),
     "mapSizes.fragments": _ours(_SIZE),
     "mapSizes.maglevTables": _ours(read.integer(0, _MOST_TABLES)),
+    "mapSizes.identities": _ours(_SIZE),
+    "mapSizes.blocks": _ours(_SIZE),
+    "mapSizes.policy": _ours(_SIZE),
+    "mapSizes.subjects": _ours(_SIZE),
+    "mapSizes.connections": _ours(_SIZE),
+    "mapSizes.events": _ours(read.power_of_two(_LEAST_BYTES, _MOST_BYTES)),
+    "networkPolicy": _ours(read.member(NetworkPolicyMode)),
+    "policyOverflow": _ours(read.member(PolicyOverflow)),
+    "policyAnswer": _ours(read.member(PolicyAnswer)),
+    "antiSpoofing": _ours(read.boolean),
+    "flowSample": _ours(_COUNT),
     "masqueradeAll": _ours(read.boolean),
     "sourcePorts": _ours(read.port_range),
     "forwarding": _ours(read.member(Forwarding)),

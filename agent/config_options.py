@@ -12,7 +12,7 @@ from agent.config_values import PRIMARY, Network
 from agent.core.addresses import AddressRange, parse_address
 from agent.core.flows import Timeouts
 from agent.core.network import DevicePatterns, PodDetection
-from agent.core.options import ServiceOptions
+from agent.core.options import NetworkPolicyMode, ServiceOptions
 from agent.errors import UnsupportedKernel
 from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.dataplane import DataplaneOptions
@@ -35,6 +35,8 @@ def dataplane_options(config: Config) -> DataplaneOptions:
             tcp_close_wait_s=round(config.tcp_close_wait_timeout_s),
             udp_s=round(config.udp_timeout_s),
             udp_stream_s=round(config.udp_stream_timeout_s),
+            policy=config.network_policy is not NetworkPolicyMode.OFF,
+            anti_spoofing=config.anti_spoofing,
         ),
         config.socket_lb != "off",
         DevicePatterns(config.devices, config.exclude_devices),

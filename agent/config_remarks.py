@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agent.config import Config
 from agent.config_values import PortRange
+from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
 
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -20,12 +21,24 @@ def read_ephemeral_ports(file: Path = EPHEMERAL_PORTS) -> PortRange | None:
         return None
 
 
+def _idle_fields(config: Config) -> tuple[str, ...]:
+    """Name what is said of policy; that it is on by default is not."""
+    said = {
+        "policyOverflow": config.policy_overflow is not PolicyOverflow.CLOSED,
+        "policyAnswer": config.policy_answer is not PolicyAnswer.DROP,
+        "flowSample": config.flow_sample != 0,
+    }
+    return tuple(path for path, is_said in said.items() if is_said)
+
+
 def remarks(config: Config, ephemeral: PortRange | None) -> Iterator[str]:
     """Name what has no effect, and what may collide."""
     if config.unused:
         yield f"fields of the configuration without effect here: {', '.join(config.unused)}"
     if config.manifests and (config.kubeconfig or config.api_server):
         yield f"objects come from {config.manifests}: kubeconfig and apiServer have no effect"
+    if config.network_policy is NetworkPolicyMode.OFF and (idle := _idle_fields(config)):
+        yield f"networkPolicy is off: {', '.join(idle)} have no effect"
     ports = config.source_ports
     if ephemeral and ports.first <= ephemeral.last and ephemeral.first <= ports.last:
         yield (

@@ -55,6 +55,8 @@ class LiveMetrics:
             "maglev_tables": planner.tables.used,
             **self._metrics.map_entries,
         }
+        if self._reconciler.policy is not None:
+            entries |= self._reconciler.policy.planner.entry_counts
         capacity = {name: getattr(self._sizes, name) for name in entries}
         yield from meter.gauge("ebproxy_map_entries", "Entries in use", dict(entries), "map")
         yield from meter.gauge("ebproxy_map_capacity_entries", "Entries there is room for", dict(capacity), "map")

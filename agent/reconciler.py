@@ -13,18 +13,31 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from agent.core.model import Model
 from agent.core.network import Network
 from agent.core.planner import Planner
-from agent.core.records import AddressesChanged, Delete, Event, Kind, Malformed, SliceRecord, Upsert
+from agent.core.records import (
+    POLICY_KINDS,
+    AddressesChanged,
+    Delete,
+    Event,
+    Kind,
+    Malformed,
+    SliceRecord,
+    Upsert,
+    kind_of,
+)
 from agent.errors import DataplaneError, LoaderError
 from agent.kernel.conntrack import FlowSweep, Undecided
 from agent.kernel.dataplane import Dataplane
 from agent.observe.metrics import Metrics
 from agent.observe.names import NameJournal
 from agent.service_sync import DegradedListener, ServiceSync
+
+if TYPE_CHECKING:
+    from agent.policy_sync import PolicySync  # not loaded where policy is off
 
 log = logging.getLogger("ebproxy.reconciler")
 T = TypeVar("T")
@@ -33,6 +46,13 @@ _RETRY_FLOOR_S = 0.5
 
 Question = Callable[[], None]
 """Called on the reconciler's thread."""
+
+
+class _Received(NamedTuple):
+    """An event of policy, and when it was received, in monotonic seconds."""
+
+    event: Event
+    at: float
 
 
 class Reconciler:
@@ -53,11 +73,13 @@ class Reconciler:
         drift_period_s: float,
         on_degraded: DegradedListener,
         flows: FlowSweep | None = None,
+        policy: PolicySync | None = None,
         on_synced: Callable[[], None] = lambda: None,
     ) -> None:
         self.model = model
         self.dataplane = dataplane
         self.flows = flows
+        self.policy = policy
         self._services = ServiceSync(model, dataplane, metrics, names, flows, on_degraded)
         self.is_settled = threading.Event()
         """Set while everything that was listed is programmed."""
@@ -70,7 +92,7 @@ class Reconciler:
         self._on_synced = on_synced
         self._has_news = True
         """Whether anything was taken in since ``on_synced`` was last called."""
-        self._queue: queue.SimpleQueue[Event | Network | Question | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Event | Network | _Received | Question | None] = queue.SimpleQueue()
         self._settling = threading.Lock()
         self._triggers: list[float] = []
         self._taken: Tally[Kind] = Tally()
@@ -105,7 +127,10 @@ class Reconciler:
             if self.pending_since is None:
                 self.pending_since = time.monotonic()
                 self.is_settled.clear()
-            self._queue.put(event)
+            if self.policy is not None and not isinstance(event, Network) and kind_of(event) in POLICY_KINDS:
+                self._queue.put(_Received(event, time.monotonic()))
+            else:
+                self._queue.put(event)
 
     def ask(self, question: Callable[[], T], timeout_s: float = 10) -> T:
         """Answer a question about the model or the plans on the thread that owns them. Raises: TimeoutError."""
@@ -136,6 +161,8 @@ class Reconciler:
             while self._take_in():
                 self._turn()
                 self._sweep_flows()
+                if self.policy is not None:
+                    self.policy.sweep()
         except BaseException as error:
             log.exception("the reconciler stopped; what is programmed stays")
             self.failure = error
@@ -157,13 +184,15 @@ class Reconciler:
                 return False
         except queue.Empty:
             self._drained_at = time.monotonic()
-        self._has_news |= rest < _BATCH_LIMIT
         if self._taken:
             self._metrics.taken_in(self._taken)
             self._taken.clear()
         return True
 
-    def _take(self, item: Event | Network | Question) -> None:
+    def _take(self, item: Event | Network | _Received | Question) -> None:
+        if isinstance(item, _Received):
+            self._take_policy(item)
+            return
         if isinstance(item, Upsert):
             record = item.record
             self._taken[record.kind] += 1
@@ -174,14 +203,16 @@ class Reconciler:
         elif isinstance(item, Delete):
             self._taken[item.kind] += 1
         elif isinstance(item, Malformed):
-            self._metrics.malformed(item.kind)
-            log.warning("%s %s: %s: %s; what it said before stays", item.kind, item.key, item.field, item.reason)
+            self._tell_malformed(item)
         elif isinstance(item, Network):
             self._network = item
+            if self.policy is not None:
+                self.policy.follow(item)
             item = AddressesChanged(item.local, item.sources)
         elif callable(item):
             item()
             return
+        self._has_news = True
         self.model.apply(item)
 
     def _tell_left_out(self, item: Upsert) -> None:
@@ -190,6 +221,16 @@ class Reconciler:
         for field, reason in item.left_out:
             log.warning("%s %s: %s: %s; it is left out", record.kind, record.key, field, reason)
 
+    def _take_policy(self, received: _Received) -> None:
+        assert self.policy is not None  # noqa: S101 - else nothing is received as such
+        if isinstance(received.event, Malformed):
+            self._tell_malformed(received.event)
+        self.policy.take(received.event, received.at)
+
+    def _tell_malformed(self, event: Malformed) -> None:
+        self._metrics.malformed(event.kind)
+        log.warning("%s %s: %s: %s; what it said before stays", event.kind, event.key, event.field, event.reason)
+
     def _patience(self) -> float:
         """Seconds until something is due though nothing happens."""
         if self.dataplane.is_behind:
@@ -197,6 +238,8 @@ class Reconciler:
         due = [self._drift_at]
         if self.flows:
             due.append(self.flows.due_at)
+        if self.policy is not None:
+            due.append(self.policy.due_at)
         if self._retry_at is not None:
             due.append(self._retry_at)
         if self.planner.degraded and self.planner.next_wake is not None:
@@ -204,10 +247,19 @@ class Reconciler:
         return max(0.0, min(due) - time.monotonic())
 
     def _turn(self) -> None:
+        """Give Services their turn, then policy, whatever became of the other."""
+        is_programmed = self._turn_services()
+        if self.policy is not None:
+            self.policy.turn()
+        if is_programmed and not (self.policy and self.policy.is_behind):
+            self._settle()
+
+    def _turn_services(self) -> bool:
+        """Bring Services up to date, as far as that can be done now; returns whether they are."""
         now = time.monotonic()
         self._follow()
         if not self.model.is_synced or (self._retry_at is not None and now < self._retry_at):
-            return
+            return False
         self._retry_at = None
         try:
             if now >= self._drift_at:
@@ -217,15 +269,20 @@ class Reconciler:
                 self._activate()
         except (DataplaneError, LoaderError, OSError) as error:
             self._recover(error)
-            return
+            return False
         self._retry_s = _RETRY_FLOOR_S
         if self._has_news:
             self._has_news = False
             self._on_synced()
+        return True
+
+    def _settle(self) -> None:
+        """Say that nothing waits, unless something came meanwhile; and that all is programmed, if it was all listed."""
         with self._settling:
             if self._queue.empty():
                 self.pending_since = None
-                self.is_settled.set()
+                if self.policy is None or self.policy.is_settled:
+                    self.is_settled.set()
             elif self._drained_at is not None:
                 self.pending_since = self._drained_at  # what waits now came later
 
@@ -278,6 +335,8 @@ class Reconciler:
     def _activate(self) -> None:
         """Turn the hooks to this layout, now that it is filled."""
         changed = self.dataplane.activate()
+        if self.policy is not None:
+            self.policy.rejudge()  # what was judged until now was by the former layout
         log.info("socket hooks turned: %d changed, layout %s", changed, self.dataplane.layout)
 
     def _recover(self, error: Exception) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import agent
 from agent.config import Config
 from agent.reconciler import Reconciler
+
+if TYPE_CHECKING:
+    from agent.policy_sync import PolicySync
 
 
 def read_status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> dict[str, Any]:
@@ -17,13 +20,17 @@ def read_status(config: Config, reconciler: Reconciler, source: dict[str, Any]) 
 def _status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> dict[str, Any]:
     model, planner, dataplane = reconciler.model, reconciler.planner, reconciler.dataplane
     placements = [placement for ports in planner.placements.values() for placement in ports]
-    sizes = config.map_sizes
+    sizes, policy = config.map_sizes, reconciler.policy
+    models = (model, policy.model) if policy is not None else (model,)
     return {
         "version": agent.__version__,
         "node": config.node_name,
         "node_exists": model.node_exists,
-        "is_settled": reconciler.is_settled.is_set() and not planner.degraded and not model.incomplete,
-        "not_listed": sorted(kind.value for kind in model.unsynced | model.incomplete),
+        "is_settled": reconciler.is_settled.is_set()
+        and not planner.degraded
+        and not (policy is not None and policy.degraded)
+        and not any(it.incomplete for it in models),
+        "not_listed": sorted(kind.value for it in models for kind in it.unsynced | it.incomplete),
         "pod_cidrs": list(model.node.pod_cidrs),
         "services": len(model.services),
         "service_ports": len(placements),
@@ -34,7 +41,8 @@ def _status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> d
         ],
         "malformed": [
             {"kind": kind.value, "name": str(key), "field": fault.field, "reason": fault.reason}
-            for (kind, key), fault in sorted(model.malformed.items())
+            for it in models
+            for (kind, key), fault in sorted(it.malformed.items())
         ],
         "socket_lb": config.socket_lb,
         "cgroup": str(dataplane.options.cgroup or ""),
@@ -46,4 +54,22 @@ def _status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> d
             "maglev_tables": {"entries": planner.tables.used, "capacity": sizes.maglev_tables},
         },
         "map_writes": dict(dataplane.store.writes),
+        **({"policy": _policy(config, policy)} if policy is not None else {}),
+    }
+
+
+def _policy(config: Config, policy: PolicySync) -> dict[str, Any]:
+    facts, counts, sizes = policy.facts(), policy.planner.entry_counts, config.map_sizes
+    return {
+        "mode": config.network_policy.value,
+        "is_settled": facts.is_settled,
+        "revision": facts.revision,
+        "identities": facts.identities,
+        "policies": len(policy.model.policies),
+        "rules": facts.rules,
+        "pods": policy.model.pod_count,
+        "subjects": facts.subjects,
+        "unplaced_pods": facts.unplaced,
+        "degraded": [{"pod": str(key), "reason": reason} for key, reason in sorted(policy.degraded.items())],
+        "maps": {name: {"entries": count, "capacity": getattr(sizes, name)} for name, count in counts.items()},
     }

@@ -56,7 +56,7 @@ BPF_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1);
 /* service, client prefix -> allowed. Written by the agent, read when a flow of a service with ranges begins. */
 BPF_F_TABLE("lpm_trie", struct source_range, u32, source_ranges, 1, BPF_F_NO_PREALLOC);
 
-/* client prefix -> whether its addresses are pods' (POD_RANGE_*). Written by the agent, read when a flow begins. */
+/* prefix -> whose pods are there, POD_RANGE_*. Written by the agent, read when a flow or a connection begins. */
 BPF_F_TABLE("lpm_trie", struct address_range, u32, pod_ranges, 1, BPF_F_NO_PREALLOC);
 
 /* address -> it is this node's own. Written by the agent as netlink tells, read when a flow begins. */
@@ -70,6 +70,44 @@ BPF_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, 1);
 
 /* a fragmented packet, place -> a fragment that came before the first. Written by it, read and removed by the first. */
 BPF_TABLE("lru_hash", struct fragment_key, struct held, held_fragments, 1);
+
+/*
+ * Policy; without it these maps have one entry each. All but connections are written by the agent, in the order
+ * policy, identities, subjects, and removed in reverse; then it raises the generation.
+ */
+
+/* address -> identity, of every pod of the cluster. Sized by mapSizes.identities. */
+BPF_HASH(identities, struct address, u32, 1);
+
+/* prefix -> identity, of every block that a policy names. Sized by mapSizes.blocks. */
+BPF_F_TABLE("lpm_trie", struct address_range, u32, blocks, 1, BPF_F_NO_PREALLOC);
+
+/* subject, peer, direction, protocol, port -> verdict and rule. Sized by mapSizes.policy. */
+BPF_F_TABLE("lpm_trie", struct policy_key, struct policy_entry, policy, 1, BPF_F_NO_PREALLOC);
+
+/* address of a pod of this node -> who it is to policy. */
+BPF_HASH(subjects, struct address, struct subject, 1);
+
+/* ifindex -> which pod is behind it, where that is known. */
+BPF_HASH(pod_devices, u32, struct pod_device, 1);
+
+/* Read with every packet of a subject. */
+BPF_ARRAY(policy_states, struct policy_state, 1);
+
+/*
+ * ends of a connection -> its state and verdicts. Written by the programs, swept by the agent, evicted least recently
+ * used. Sized by mapSizes.connections.
+ */
+BPF_TABLE("lru_hash", struct tuple, struct connection, connections, 1);
+
+/* direction, reason, verdict -> packets that were dropped, connections that began. Read by the agent's metrics. */
+BPF_PERCPU_ARRAY(policy_counters, u64, POLICY_COUNTERS);
+
+/* What becomes of connections, for whoever asks. Sized by mapSizes.events, in bytes. */
+BPF_RINGBUF_OUTPUT(events, 1);
+
+/* Programs that go on where another ended. Filled by the agent before either is attached. */
+BPF_PROG_ARRAY(stages, STAGES);
 
 /* What a program of the packet path works on, which is more than its stack holds. Means nothing between packets. */
 BPF_PERCPU_ARRAY(works, struct work, 1);

@@ -9,6 +9,12 @@
 
 #include "maps.h"
 
+#ifdef POLICY
+#define HAS_POLICY 1
+#else
+#define HAS_POLICY 0
+#endif
+
 #define ETH_P_IP   0x0800
 #define ETH_P_IPV6 0x86dd
 #define ETH_SIZE   14 /* every device that the programs are attached to has an Ethernet header, lo included */
@@ -93,6 +99,22 @@ struct icmp_header {
 	__be16 checksum;
 	__be32 rest;
 };
+
+/* Why a packet belongs to no flow of a service, which policy alone asks. */
+enum parse_reading {
+	PARSE_FLOW,       /* it may belong to one */
+	PARSE_OTHER,      /* its protocol has none, but its ends are known */
+	PARSE_STRAY,      /* an ICMP error that does not tell what it is about; its tuple means nothing */
+	PARSE_UNREADABLE, /* it contradicts itself, or goes on beyond what is read */
+	PARSE_FOREIGN,    /* neither IPv4 nor IPv6 */
+};
+
+static __always_inline bool parse_ends(struct packet *packet, enum parse_reading reading)
+{
+	if (HAS_POLICY)
+		packet->reading = reading;
+	return false;
+}
 
 /* Read an IP header that stands at an offset. Returns the offset of what follows it; 0 = not to be read. */
 static __always_inline u32 parse_ipv4(const struct ipv4_header *header, u32 l3, struct packet *packet)
@@ -204,7 +226,10 @@ static __always_inline u32 parse_quoted(struct __sk_buff *skb, struct packet *pa
 	return parse_ipv4(&v4, packet->inner_l3, packet);
 }
 
-/* Read what an ICMP error is about, and turn it round: the error travels as an answer would. */
+/*
+ * Read what an ICMP error is about, and turn it round: the error travels as an answer would. Where there is policy, it may
+ * be about a packet that is no flow's.
+ */
 static __always_inline bool parse_icmp_error(struct __sk_buff *skb, struct packet *packet)
 {
 	struct tuple inner;
@@ -216,18 +241,18 @@ static __always_inline bool parse_icmp_error(struct __sk_buff *skb, struct packe
 	packet->ttl = ttl;
 	packet->end = end;
 	if (!packet->inner_l4 || packet->kind == PACKET_LATER_FRAGMENT)
-		return false;
+		return parse_ends(packet, PARSE_STRAY);
 	if (packet->inner_l4 + sizeof(struct ports) > end)
-		return false;
-	if (!parse_has_ports(packet->tuple.protocol) || !parse_quoted_ports(skb, packet))
-		return false;
+		return parse_ends(packet, PARSE_STRAY);
+	if (parse_has_ports(packet->tuple.protocol) ? !parse_quoted_ports(skb, packet) : !HAS_POLICY)
+		return parse_ends(packet, PARSE_STRAY);
 	inner = packet->tuple;
 	packet->tuple.source = inner.destination;
 	packet->tuple.destination = inner.source;
 	packet->tuple.source_port = inner.destination_port;
 	packet->tuple.destination_port = inner.source_port;
 	packet->kind = PACKET_ICMP_ERROR;
-	return true;
+	return !HAS_POLICY || parse_has_ports(inner.protocol) || parse_ends(packet, PARSE_OTHER);
 }
 
 static __always_inline bool parse_icmp(struct __sk_buff *skb, struct packet *packet)
@@ -235,11 +260,11 @@ static __always_inline bool parse_icmp(struct __sk_buff *skb, struct packet *pac
 	struct icmp_header icmp;
 
 	if (packet->kind != PACKET_WHOLE || bpf_skb_load_bytes(skb, packet->l4, &icmp, sizeof(icmp)))
-		return false;
+		return parse_ends(packet, packet->kind == PACKET_WHOLE ? PARSE_UNREADABLE : PARSE_OTHER);
 	if (parse_is_error(packet->is_ipv6, icmp.type))
 		return parse_icmp_error(skb, packet);
 	packet->kind = PACKET_ICMP_ECHO;
-	return icmp.type == (packet->is_ipv6 ? 128 : 8);
+	return icmp.type == (packet->is_ipv6 ? 128 : 8) || parse_ends(packet, PARSE_OTHER);
 }
 
 /* What an SCTP packet's first chunk says of its association, in TCP's terms. */
@@ -287,7 +312,7 @@ static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *pa
 		}
 	}
 	if (bpf_skb_load_bytes(skb, l4, &copy, size))
-		return false;
+		return parse_ends(packet, PARSE_UNREADABLE);
 	parse_transport(&copy, packet);
 	return true;
 }
@@ -313,6 +338,19 @@ static __always_inline u32 parse_network(struct __sk_buff *skb, struct packet *p
 	return parse_ipv4(header, ETH_SIZE, packet);
 }
 
+/* How much of its payload a packet has to have. */
+static __always_inline u32 parse_least(const struct packet *packet)
+{
+	u8 protocol = packet->tuple.protocol;
+
+	if (HAS_POLICY && !parse_has_ports(protocol) &&
+	    protocol != (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		return 0;
+	return protocol == IPPROTO_TCP    ? sizeof(struct tcp_header)
+	       : protocol == IPPROTO_SCTP ? SCTP_HEADER_SIZE
+					  : UDP_HEADER_SIZE;
+}
+
 /*
  * Whether a packet has all the bytes that its header promises, and those that its transport needs. Segments to be cut
  * later may be longer than an IPv4 header can say.
@@ -323,9 +361,7 @@ static __always_inline bool parse_is_whole(struct __sk_buff *skb, struct packet 
 	u32 least = packet->l4;
 
 	if (packet->kind != PACKET_LATER_FRAGMENT)
-		least += packet->tuple.protocol == IPPROTO_TCP    ? sizeof(struct tcp_header)
-			 : packet->tuple.protocol == IPPROTO_SCTP ? SCTP_HEADER_SIZE
-								  : UDP_HEADER_SIZE;
+		least += parse_least(packet);
 	if (packet->end == ETH_SIZE && skb->gso_size)
 		packet->end = size;
 	return packet->end <= size && packet->end >= least;
@@ -343,9 +379,11 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	/* LLVM 14 else reads it later, through a computed context pointer, which the verifier refuses. */
 	asm volatile("" : "+r"(ifindex));
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
-		return false;
+		return parse_ends(packet, PARSE_FOREIGN);
 	/* What is read below need not be cleared, nor what only an ICMP error has. */
 	packet->ifindex = ifindex;
+	if (HAS_POLICY)
+		packet->reading = PARSE_FLOW;
 	packet->kind = PACKET_WHOLE;
 	packet->flags = 0;
 	packet->tuple.source_port = 0;
@@ -356,14 +394,15 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	packet->is_ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
 	packet->l4 = parse_network(skb, packet);
 	if (!packet->l4)
-		return false;
+		return parse_ends(packet, PARSE_UNREADABLE);
 	packet->l3_size = packet->l4 - ETH_SIZE;
 	if (!parse_is_whole(skb, packet))
-		return false;
+		return parse_ends(packet, PARSE_UNREADABLE);
 	if (packet->tuple.protocol == (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return parse_icmp(skb, packet);
 	if (!parse_has_ports(packet->tuple.protocol))
-		return false;
+		return parse_ends(packet, parse_is_extension(packet->tuple.protocol) ? PARSE_UNREADABLE
+										     : PARSE_OTHER);
 	return packet->kind == PACKET_LATER_FRAGMENT || parse_ports(skb, packet);
 }
 

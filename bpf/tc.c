@@ -8,6 +8,8 @@
  *
  * so that the stack, and netfilter in it, know one flow, between client and backend. A flow that is masqueraded, or that
  * the node itself began, has its replies translated at ingress, before the stack takes them for its own.
+ *
+ * Where there is policy, the devices of pods have programs of their own: see policy.h.
  */
 #include "types.h"
 #include "maps.h"
@@ -21,6 +23,9 @@
 #include "maglev.h"
 #include "fragment.h"
 #include "dsr.h"
+#ifdef POLICY
+#include "policy.h"
+#endif
 
 #define TC_ACT_UNSPEC    (-1) /* go on to the next program, or to the stack */
 #define TC_ACT_SHOT      2
@@ -516,6 +521,16 @@ static __always_inline int join_fragments(struct __sk_buff *skb, struct work *wo
 	return GO_ON;
 }
 
+/* Whether the program that went on in this one has read the packet, and found that it may belong to a flow. */
+static __always_inline bool is_read(struct work *work, enum hook hook)
+{
+	bool was_read = hook == HOOK_EGRESS && work->is_read;
+
+	if (was_read)
+		work->is_read = 0;
+	return was_read;
+}
+
 static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 {
 	u32 only = 0;
@@ -523,7 +538,8 @@ static __always_inline int run(struct __sk_buff *skb, enum hook hook)
 	struct flow *flow;
 	int verdict;
 
-	if (!work || skb->vlan_present || !parse_packet(skb, &work->packet))
+	if (!work || skb->vlan_present ||
+	    (!(HAS_POLICY && is_read(work, hook)) && !parse_packet(skb, &work->packet)))
 		return TC_ACT_UNSPEC;
 	flow = &work->flow;
 	/* A bridge that does not know where a host is floods what is for it: only at a bridge's port may it be for us. */
@@ -550,3 +566,117 @@ int tc_loopback(struct __sk_buff *skb)
 {
 	return run(skb, HOOK_LOOPBACK);
 }
+
+#ifdef POLICY
+/*
+ * Translation and policy are each much for the verifier, so that a packet goes through two programs. What the first one
+ * found out the second finds in struct work; without the second, packets are dropped rather than let pass.
+ */
+
+/* Whether a pod's packet is one that services are for: as in run(). */
+static __always_inline bool is_translated(struct __sk_buff *skb, const struct work *work)
+{
+	return work->packet.reading == PARSE_FLOW && !skb->vlan_present &&
+	       (skb->pkt_type != PACKET_OTHERHOST || device_flags(&work->packet) & DEVICE_PORT);
+}
+
+/* Read a packet, and find whose it is to policy. Returns GO_ON or a verdict. */
+static __always_inline int enter(struct __sk_buff *skb, struct work *work, bool leaves)
+{
+	struct packet *packet = &work->packet;
+	struct address nobody = {};
+
+	packet->tuple.source = nobody;
+	packet->tuple.destination = nobody;
+	packet->tuple.protocol = 0;
+	parse_packet(skb, packet);
+	if (packet->reading == PARSE_FOREIGN || policy_is_discovery(skb, packet))
+		return TC_ACT_UNSPEC;
+	return policy_identify(skb, work, leaves) ? GO_ON : TC_ACT_SHOT;
+}
+
+/* Tell a pod that it may not, where it can be told. */
+static __always_inline int deny(struct __sk_buff *skb, struct work *work)
+{
+	const struct packet *packet = &work->packet;
+	struct policy_state *state = policy_state_now();
+
+	if (!state || !state->is_answered || work->event.direction != DIRECTION_EGRESS ||
+	    packet->reading != PARSE_FLOW || packet->kind > PACKET_FIRST_FRAGMENT)
+		return TC_ACT_SHOT;
+	if (packet->tuple.protocol == IPPROTO_TCP)
+		return answer(skb, packet, HOOK_INGRESS, answer_rst(skb, packet));
+	return answer(skb, packet, HOOK_INGRESS, answer_unreachable(skb, packet));
+}
+
+/* Ingress of a pod's device: what leaves the pod. */
+int tc_from_pod(struct __sk_buff *skb)
+{
+	u32 only = 0;
+	struct work *work = works.lookup(&only);
+	struct flow *flow;
+	int verdict;
+
+	if (!work)
+		return TC_ACT_SHOT;
+	verdict = enter(skb, work, true);
+	if (verdict != GO_ON)
+		return verdict;
+	work->has_flow = 0;
+	if (is_translated(skb, work)) {
+		flow = &work->flow;
+		verdict = join_fragments(skb, work, HOOK_INGRESS);
+		if (verdict == GO_ON)
+			verdict = find_flow(skb, work, HOOK_INGRESS, &flow);
+		if (verdict != GO_ON && verdict != TC_ACT_UNSPEC)
+			return verdict;
+		if (verdict == GO_ON) {
+			if (flow != &work->flow)
+				work->flow = *flow;
+			work->has_flow = 1;
+		}
+	}
+	if (!work->has_flow && !work->subject.identity)
+		return TC_ACT_UNSPEC;
+	stages.call(skb, STAGE_FROM_POD);
+	return drop(COUNTER_STAGE_MISSED);
+}
+
+int tc_from_pod_stage(struct __sk_buff *skb)
+{
+	u32 only = 0;
+	struct work *work = works.lookup(&only);
+
+	if (!work)
+		return TC_ACT_SHOT;
+	if (work->subject.identity && !policy_admit(skb, work, true))
+		return deny(skb, work);
+	return work->has_flow ? forward(skb, &work->packet, &work->flow, HOOK_INGRESS) : TC_ACT_UNSPEC;
+}
+
+/* Egress of a pod's device: what goes to the pod. */
+int tc_to_pod(struct __sk_buff *skb)
+{
+	u32 only = 0, from = skb->ingress_ifindex, device = skb->ifindex;
+	struct work *work = works.lookup(&only);
+	int verdict = GO_ON;
+
+	if (!work)
+		return TC_ACT_SHOT;
+	/* What comes back by the device that it came from is the pod's own, or an answer to it in a service's name. */
+	if (from != device) {
+		verdict = enter(skb, work, false);
+		if (verdict == GO_ON && work->packet.reading == PARSE_FLOW)
+			verdict = join_fragments(skb, work, HOOK_EGRESS);
+		if (verdict == GO_ON && work->subject.identity && !policy_admit(skb, work, false))
+			return TC_ACT_SHOT;
+		if (verdict != GO_ON)
+			return verdict;
+		if (work->packet.reading != PARSE_FLOW || skb->vlan_present)
+			return TC_ACT_UNSPEC;
+		work->is_read = 1;
+	}
+	stages.call(skb, STAGE_TO_POD);
+	return drop(COUNTER_STAGE_MISSED);
+}
+#endif

@@ -214,6 +214,7 @@ struct address_range {
 };
 
 #define POD_RANGE_PODS    1 /* the cluster's pods have these addresses */
+#define POD_RANGE_OWN     2 /* this node's pods have them */
 #define POD_RANGE_UNKNOWN 4 /* a whole family, where nobody says which of its addresses are the pods' */
 
 /* The addresses a masqueraded packet leaves a device with; zero = none of that family. ifindex 0: the node's own. */
@@ -279,21 +280,133 @@ struct packet {
 	u32 ifindex; /* of the device it is seen at */
 	u8 is_ipv6;
 	u8 ttl;
-	u8 flags; /* TCP_*; for SCTP those that its first chunk amounts to */
-	u8 pad;
+	u8 flags;   /* TCP_*; for SCTP those that its first chunk amounts to */
+	u8 reading; /* enum parse_result; only where there is policy */
+};
+
+/*
+ * Policy. A peer is known by a number, its identity: a pod's stands for its labels and for the blocks that hold its
+ * address, any other address's for those blocks alone. Who is subject to policy is known by the same number.
+ */
+#define PEER_ANY   0 /* in policy: whoever has no entries of its own there */
+#define PEER_WORLD 1 /* no pod, and in no block that a policy names */
+
+/* A pod of this node. */
+struct subject {
+	u32 identity;
+	u32 flags; /* SUBJECT_* */
+	u32 since; /* its connections may be older than what is known of them; seconds of the monotonic clock, 0 = none is */
+};
+
+#define SUBJECT_INGRESS 1 /* policy is to be asked about what comes in */
+#define SUBJECT_EGRESS  2 /* and about what goes out */
+#define SUBJECT_FAIL_CLOSED                                                                                  \
+	4 /* its policy does not fit in the map: nothing may pass that policy is to be asked about */
+#define SUBJECT_FAIL_OPEN 8 /* likewise: everything may */
+
+enum direction {
+	DIRECTION_INGRESS, /* into the subject */
+	DIRECTION_EGRESS,
+	DIRECTIONS,
+};
+
+/*
+ * What a subject may do with a peer: the longest prefix decides, and each verdict stands by itself. A subject and peer
+ * with any entry have one for everything (POLICY_BASE_BITS), so that PEER_ANY need only be asked where there is none.
+ */
+struct policy_key {
+	u32 prefix_bits; /* POLICY_BASE_BITS, POLICY_PROTOCOL_BITS, or that and some of the port's */
+	u32 subject;
+	u32 peer;
+	u8 direction; /* enum direction */
+	u8 protocol;
+	__be16 port; /* the destination's */
+};
+
+#define POLICY_BASE_BITS     72
+#define POLICY_PROTOCOL_BITS 80
+#define POLICY_PORT_BITS     96
+
+struct policy_entry {
+	u32 rule;    /* which one decided; 0 = none allowed it */
+	u32 allowed; /* 0 or 1 */
+};
+
+struct policy_state {
+	u32 generation;  /* of all verdicts: one that was taken under another is taken again */
+	u32 sample;      /* of new connections that are allowed, one in so many is told; 0 = none */
+	u32 is_strict;   /* an address of this node's pods that is no subject yet is held */
+	u32 is_answered; /* what is denied on its way out is refused rather than dropped */
+};
+
+/*
+ * A connection of a subject, whoever of its ends that is. The key is a tuple whose source is the lesser end, so that
+ * both ways find it; generation is by direction: egress at the end that began, ingress at the other.
+ */
+struct connection {
+	u32 seen;                   /* when a packet last came by; seconds of the monotonic clock */
+	u32 flags;                  /* FLOW_*, CONNECTION_* */
+	u32 generation[DIRECTIONS]; /* of policy when it allowed the connection; 0 = it has not yet */
+};
+
+#define CONNECTION_TURNED 0x1000 /* the greater end began it */
+
+/* The addresses of the pod behind a device; zero = none of that family. */
+struct pod_device {
+	struct address ipv4;
+	struct address ipv6;
+};
+
+enum verdict_reason {
+	REASON_POLICY,     /* a rule, or that none allows it */
+	REASON_SPOOFED,    /* the source is not the pod's */
+	REASON_HELD,       /* the pod's policy has not been applied yet */
+	REASON_OVERFLOW,   /* the pod's policy does not fit */
+	REASON_UNREADABLE, /* headers that contradict themselves */
+	REASON_UNTRACKED,  /* the connection could not be entered */
+	REASONS,
+};
+
+/* Indexes of stages. */
+enum stage {
+	STAGE_FROM_POD, /* policy for what leaves a pod, behind its translation */
+	STAGE_TO_POD,   /* translation of what policy lets into a pod */
+	STAGES,
+};
+
+/* Told through the ring buffer: a drop, or a new connection. */
+struct flow_event {
+	u64 time;           /* nanoseconds of the monotonic clock */
+	struct tuple tuple; /* as the packet had it, behind the translation */
+	u32 subject;        /* identities */
+	u32 peer;
+	u32 rule;
+	u32 device;
+	u8 allowed;
+	u8 direction; /* enum direction */
+	u8 reason;    /* enum verdict_reason */
+	u8 flags;     /* TCP_*, of the packet */
+	u32 pad;      /* zero */
 };
 
 /* What a program of the packet path works on. */
 struct work {
-	u64 jiffies; /* when this CPU last looked at the clock */
-	u32 now;     /* what it said then, seconds */
-	u32 pad;
+	u64 jiffies;  /* when this CPU last looked at the clock */
+	u32 now;      /* what it said then, seconds */
+	u32 has_flow; /* between stages: whether flow is what the packet becomes */
 	struct packet packet;
 	struct flow flow;
 	struct flow reply;
 	struct affinity affinity;
+	struct subject subject;  /* whose packet it is to policy */
+	u32 is_read;             /* between stages: whether packet is this one, its fragments joined */
+	struct flow_event event; /* what policy makes of it */
 	struct held held;
 };
+
+/* Indexes of policy_counters: (direction * REASONS + reason) * 2 + allowed; behind them, events that were lost. */
+#define POLICY_COUNTERS    (DIRECTIONS * REASONS * 2 + 1)
+#define POLICY_EVENTS_LOST (POLICY_COUNTERS - 1)
 
 /* Indexes of the counters map. */
 enum counter {
@@ -312,6 +425,7 @@ enum counter {
 	COUNTER_TTL_EXCEEDED,         /* dropped: out of hops */
 	COUNTER_WRITE_FAILED,         /* dropped: the packet could not be rewritten */
 	COUNTER_FLOWS,                /* flows that began to be translated */
+	COUNTER_STAGE_MISSED,         /* dropped: the program that was to go on is not there */
 	COUNTERS,
 };
 

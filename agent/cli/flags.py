@@ -55,6 +55,7 @@ FLAGS = (
     Flag(("--state-dir",), "stateDir", "DIR", "unix socket and lock (default: /run/ebproxy)"),
     Flag(("--bpffs",), "bpffs", "DIR", "where maps, programs and links are pinned (default: /sys/fs/bpf)"),
     Flag(("--socket-lb",), "socketLB", "all|host|off", "how much the socket hooks take over (default: all)"),
+    Flag(("--network-policy",), "networkPolicy", "off|standard|strict", "enforce NetworkPolicy (default: off)"),
     Flag(
         ("--devices",), "devices", "PATTERN[,PATTERN]", "devices whose packets are translated (default: all suitable)"
     ),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from agent.cli.output import print_json, print_table
 from agent.cli.view import open_store
-from agent.core.abi import FIRST_FREE_SLOT
+from agent.core.abi import FIRST_FREE_SLOT, Stage
 from agent.core.plan import split_slots
 from agent.core.segments import block_size
 from agent.kernel import bpf
@@ -54,8 +55,12 @@ def _count(name: str, opened: bpf.Map, store: MapStore) -> int:
     """Count entries in use.
 
     Of segments the slots of their blocks, of tables those that a header names, of other arrays those that hold
-    something.
+    something. A ring buffer has none.
     """
+    if opened.info.type == bpf.MapType.RINGBUF:
+        return 0
+    if opened.info.type == bpf.MapType.PROG_ARRAY:
+        return sum(opened.lookup(stage.to_bytes(4, sys.byteorder)) is not None for stage in Stage)
     if name == "segments":
         segments = store.read_state().segments.values()
         return FIRST_FREE_SLOT + sum(block_size(1 + len(split_slots(slots))) for slots, _ in segments)

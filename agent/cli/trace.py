@@ -6,9 +6,10 @@ import argparse
 from contextlib import closing
 from typing import Any
 
-from agent.cli.decision import Client, Maps
+from agent.cli.decision import Client, Maps, Outcome
 from agent.cli.node_network import local_addresses
 from agent.cli.output import print_json, print_table
+from agent.cli.policy_trace import PolicyTrace, address_of_pod
 from agent.cli.view import open_store
 from agent.core.abi import (
     ADDRESS_RANGE,
@@ -20,9 +21,9 @@ from agent.core.abi import (
     FrontendKey,
     unpack_backend,
 )
-from agent.core.addresses import parse_address
+from agent.core.addresses import family_of, parse_address
 from agent.core.plan import split_slots
-from agent.core.records import Protocol
+from agent.core.records import Family, Protocol
 from agent.errors import ConfigError
 from agent.kernel.maps import MapStore
 from agent.observe.facts import Facts, read_facts
@@ -30,7 +31,6 @@ from agent.observe.names import read_names
 
 HELP = "say what would happen to a new connection, from the maps the kernel is using"
 _WHOLE = 128
-_POLICY = {"verdict": "allow", "by": "NetworkPolicy is not enforced"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,22 +51,26 @@ def run(args: argparse.Namespace) -> int:
     target = parse_target(args.target, Protocol[args.proto.upper()])
     facts = read_facts(args.state_dir)
     with closing(open_store(args.bpffs)) as store:
-        client = _client(args, store, facts)
+        client = _client(args, store, facts, is_ipv4=family_of(target.address) is Family.IPV4)
         outcome = Maps(store, read_names(args.state_dir), facts.socket_lb).decide(target, client)
-    document: dict[str, Any] = {
+        judged = PolicyTrace(store, args.state_dir, facts).judge(outcome, target, client)
+    document = _document(judged.outcome, client) | {"policy": judged.policy}
+    if args.output == "json":
+        print_json(document)
+    else:
+        _print(document)
+    return 0
+
+
+def _document(outcome: Outcome, client: Client) -> dict[str, Any]:
+    return {
         "frontend": outcome.frontend,
         "verdict": outcome.verdict,
         "reason": outcome.reason,
         "backends": list(outcome.backends),
         "source_nat": outcome.source_nat,
         "origin": client.origin,
-        "policy": {"egress": _POLICY, "ingress": _POLICY},
     }
-    if args.output == "json":
-        print_json(document)
-    else:
-        _print(document)
-    return 0
 
 
 def parse_target(text: str, protocol: Protocol) -> FrontendKey:
@@ -83,14 +87,14 @@ def parse_target(text: str, protocol: Protocol) -> FrontendKey:
     return FrontendKey(address, int(port), protocol)
 
 
-def _client(args: argparse.Namespace, store: MapStore, facts: Facts) -> Client:
+def _client(args: argparse.Namespace, store: MapStore, facts: Facts, *, is_ipv4: bool) -> Client:
     if args.source == "host":
         return Client("host", None)
     try:
         address = parse_address(args.source)
     except ValueError as error:
         if "/" in args.source:
-            return Client("pod", None)
+            return Client("pod", address_of_pod(args.state_dir, args.source, facts, is_ipv4=is_ipv4))
         raise ConfigError([f"--from {args.source!r}: not an address, NAMESPACE/POD or `host`"]) from error
     return Client(_origin(address, store, facts), address)
 

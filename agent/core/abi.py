@@ -26,6 +26,8 @@ class MapKind(enum.StrEnum):
     PERCPU_ARRAY = "percpu_array"
     LRU_HASH = "lru_hash"
     LPM_TRIE = "lpm_trie"
+    RINGBUF = "ringbuf"
+    PROG_ARRAY = "prog_array"
 
 
 class Field(NamedTuple):
@@ -104,21 +106,57 @@ DEVICE = _layout("device", ipv4="16s", ipv6="16s", flags="I")
 FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", place="B", pad="2s")
 FRAGMENT = _layout("fragment", ports="4s", seen="I")
 HELD = _layout("held", seen="I", size="I", is_taken="I", pad="I", frame="1536s")
+SUBJECT = _layout("subject", identity="I", flags="I", since="I")
+POLICY_KEY = _layout("policy_key", prefix_bits="I", subject="I", peer="I", direction="B", protocol="B", port="2s")
+POLICY_ENTRY = _layout("policy_entry", rule="I", allowed="I")
+POLICY_STATE = _layout("policy_state", generation="I", sample="I", is_strict="I", is_answered="I")
+CONNECTION = _layout("connection", seen="I", flags="I", generation="8s")
+POD_DEVICE = _layout("pod_device", ipv4="16s", ipv6="16s")
+FLOW_EVENT = _layout(
+    "flow_event",
+    time="Q",
+    tuple=f"{TUPLE.size}s",
+    subject="I",
+    peer="I",
+    rule="I",
+    device="I",
+    allowed="B",
+    direction="B",
+    reason="B",
+    flags="B",
+    pad="I",
+)
 PACKET_SIZE = 76
 WORK = _layout(
     "work",
     jiffies="Q",
     now="I",
-    pad="I",
+    has_flow="I",
     packet=f"{PACKET_SIZE}s",
     flow=f"{FLOW.size}s",
     reply=f"{FLOW.size}s",
     affinity=f"{AFFINITY.size}s",
+    subject=f"{SUBJECT.size}s",
+    is_read="I",
+    event=f"{FLOW_EVENT.size}s",
     held=f"{HELD.size}s",
 )
+NOTHING = _layout("nothing")
+"""The key and value of a ring buffer."""
 U32 = _layout("u32", value="I")
 U64 = _layout("u64", value="Q")
 
+PEER_ANY = 0
+"""In policy: whoever has no entries of its own there."""
+PEER_WORLD = 1
+"""No pod, and in no block that a policy names."""
+FIRST_IDENTITY = 16
+"""The least number that is given out."""
+POLICY_BASE_BITS = 72
+POLICY_PROTOCOL_BITS = 80
+POLICY_PORT_BITS = 96
+CONNECTION_TURNED = 0x1000
+"""The greater end of a connection began it."""
 SEGMENT_DROP = 1
 DEVICE_PODS = 1
 """What comes in by a device comes from the cluster's pods."""
@@ -131,10 +169,12 @@ HELD_FRAGMENTS = 64
 """How many fragments wait at most for the first of their packet; 1.5 KiB each."""
 POD_RANGE_PODS = 1
 """What comes from a range comes from the cluster's pods."""
+POD_RANGE_OWN = 2
+"""It is this node's pods that a range is of."""
 POD_RANGE_UNKNOWN = 4
 """A whole family, where nobody says which of its addresses are the pods'."""
 POD_RANGES = 64
-"""How many ranges of pods a cluster may have."""
+"""How many ranges of pods a cluster may have, and a node."""
 _WHOLE_FAMILIES = 2
 """Room in ``pod_ranges`` for an entry that stands for a whole family."""
 
@@ -179,6 +219,44 @@ class FlowFlag(enum.IntFlag):
     DSR = 0x100
 
 
+class SubjectFlag(enum.IntFlag):
+    """``SUBJECT_*``."""
+
+    INGRESS = 1
+    EGRESS = 2
+    FAIL_CLOSED = 4
+    FAIL_OPEN = 8
+
+
+class Direction(enum.IntEnum):
+    """Seen from the subject (``enum direction``)."""
+
+    INGRESS = 0
+    EGRESS = 1
+
+
+class Reason(enum.IntEnum):
+    """Why a packet was dropped, or a connection allowed (``enum verdict_reason``)."""
+
+    POLICY = 0
+    SPOOFED = 1
+    HELD = 2
+    OVERFLOW = 3
+    UNREADABLE = 4
+    UNTRACKED = 5
+
+
+POLICY_COUNTERS = len(Direction) * len(Reason) * 2 + 1
+"""Indexes are (direction * reasons + reason) * 2 + allowed; the last counts events that were lost."""
+
+
+class Stage(enum.IntEnum):
+    """Indexes of ``stages`` (``enum stage``)."""
+
+    FROM_POD = 0
+    TO_POD = 1
+
+
 class Counter(enum.IntEnum):
     """Indexes of the ``counters`` map (``enum counter``)."""
 
@@ -197,6 +275,7 @@ class Counter(enum.IntEnum):
     TTL_EXCEEDED = 12
     WRITE_FAILED = 13
     FLOWS = 14
+    STAGE_MISSED = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +306,14 @@ class MapSizes:
     devices: int = 1_024
     maglev_tables: int = 8
     """Of 32 KiB each; 0 = none."""
+    identities: int = 1
+    """This and what follows: one entry each, where there is no policy."""
+    blocks: int = 1
+    policy: int = 1
+    subjects: int = 1
+    connections: int = 1
+    events: int = 4_096
+    """Bytes, a power of two and of whole pages."""
 
 
 def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
@@ -239,13 +326,23 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("conntrack", MapKind.LRU_HASH, TUPLE, FLOW, sizes.conntrack, carries_over=True),
         MapSpec("affinity", MapKind.LRU_HASH, AFFINITY_KEY, AFFINITY, sizes.affinity),
         MapSpec("source_ranges", MapKind.LPM_TRIE, SOURCE_RANGE, U32, sizes.source_ranges),
-        MapSpec("pod_ranges", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, POD_RANGES + _WHOLE_FAMILIES),
+        MapSpec("pod_ranges", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, 2 * POD_RANGES + _WHOLE_FAMILIES),
         MapSpec("node_addresses", MapKind.HASH, ADDRESS, U32, sizes.node_addresses),
         MapSpec("devices", MapKind.HASH, U32, DEVICE, sizes.devices),
         MapSpec("fragments", MapKind.LRU_HASH, FRAGMENT_KEY, FRAGMENT, sizes.fragments),
         MapSpec("held_fragments", MapKind.LRU_HASH, FRAGMENT_KEY, HELD, HELD_FRAGMENTS),
         MapSpec("maglev_tables", MapKind.ARRAY, U32, MAGLEV_TABLE, max(sizes.maglev_tables, 1)),
         MapSpec("maglev_builds", MapKind.ARRAY, U32, MAGLEV_BUILD, 1),
+        MapSpec("identities", MapKind.HASH, ADDRESS, U32, sizes.identities),
+        MapSpec("blocks", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, sizes.blocks),
+        MapSpec("policy", MapKind.LPM_TRIE, POLICY_KEY, POLICY_ENTRY, sizes.policy),
+        MapSpec("subjects", MapKind.HASH, ADDRESS, SUBJECT, sizes.subjects),
+        MapSpec("pod_devices", MapKind.HASH, U32, POD_DEVICE, sizes.subjects),
+        MapSpec("policy_states", MapKind.ARRAY, U32, POLICY_STATE, 1, carries_over=True),
+        MapSpec("connections", MapKind.LRU_HASH, TUPLE, CONNECTION, sizes.connections, carries_over=True),
+        MapSpec("policy_counters", MapKind.PERCPU_ARRAY, U32, U64, POLICY_COUNTERS, carries_over=True),
+        MapSpec("events", MapKind.RINGBUF, NOTHING, NOTHING, sizes.events),
+        MapSpec("stages", MapKind.PROG_ARRAY, U32, U32, len(Stage)),
         MapSpec("works", MapKind.PERCPU_ARRAY, U32, WORK, 1),
         MapSpec("counters", MapKind.PERCPU_ARRAY, U32, U64, len(Counter), carries_over=True),
     )

@@ -8,7 +8,9 @@ from agent.core.addresses import family_of, parse_address
 from agent.core.health import count_local_ready
 from agent.core.options import ServiceOptions
 from agent.core.records import (
+    SERVICE_KINDS,
     AddressesChanged,
+    AnyRecord,
     Delete,
     Event,
     Family,
@@ -20,7 +22,6 @@ from agent.core.records import (
     Malformed,
     NodeRecord,
     ObjectKey,
-    Record,
     ServiceRecord,
     SliceRecord,
     Upsert,
@@ -48,7 +49,7 @@ class Model:
         self.dirty: set[ObjectKey] = set()
         self.malformed: dict[tuple[Kind, ObjectKey], Malformed] = {}
         """What is wrong with the latest versions of objects: they cannot be read, or not all of them."""
-        self.unsynced: set[Kind] = set(Kind)
+        self.unsynced: set[Kind] = set(SERVICE_KINDS)
         self.incomplete: set[Kind] = set()
         """Kinds of whose latest list a part could not be read: what is missing may well exist."""
         self._awaits_addresses = awaits_addresses
@@ -159,7 +160,7 @@ class Model:
         if kind in self._mentioned:
             self._mentioned[kind].add(key)
 
-    def _upsert(self, record: Record, left_out: tuple[Fault, ...]) -> None:
+    def _upsert(self, record: AnyRecord, left_out: tuple[Fault, ...]) -> None:
         self._note_faults(record.kind, record.key, left_out)
         match record:
             case SliceRecord():

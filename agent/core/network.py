@@ -19,6 +19,7 @@ from agent.core.abi import (
     DEVICE,
     DEVICE_PODS,
     DEVICE_PORT,
+    POD_RANGE_OWN,
     POD_RANGE_PODS,
     POD_RANGE_UNKNOWN,
     U32,
@@ -237,17 +238,26 @@ def device_entries(network: Network, pods: PodDetection) -> Entries:
     }
 
 
-def range_entries(pods: PodDetection, node: Iterable[str]) -> Entries:
-    """Write the map ``pod_ranges``; ``node``: the Node's podCIDRs."""
-    if pods.is_by_device:
-        return {}
+def range_entries(pods: PodDetection, node: Iterable[str], own: Iterable[str] = ()) -> Entries:
+    """Write the map ``pod_ranges``; ``node``: the Node's podCIDRs; ``own``: those of them that policy holds pods in."""
+    flags = dict.fromkeys(map(_range_key, own), POD_RANGE_OWN)
+    if not pods.is_by_device:
+        flags = _detected_ranges(pods, node, flags)
+    return {key: _number(value) for key, value in flags.items()}
+
+
+def _detected_ranges(pods: PodDetection, node: Iterable[str], own: Mapping[bytes, int]) -> dict[bytes, int]:
     flags: dict[bytes, int] = {}
     for family, whole in _WHOLE.items():
         found = pods.choose_ranges(family, node)
         flags |= dict.fromkeys(map(_range_key, found), POD_RANGE_PODS) or {_range_key(whole): POD_RANGE_UNKNOWN}
     if _range_key(_WHOLE[6]) in flags:
         flags.setdefault(_range_key(_WHOLE[4]), 0)  # which lies within all of IPv6
-    return {key: _number(value) for key, value in flags.items()}
+    for key, value in own.items():
+        # The longest prefix decides, so that this one says as well what the shorter ones do.
+        around = max((wide for wide in flags if _holds(wide, key)), key=_bits_of, default=None)
+        flags[key] = (flags[around] if around else 0) | value
+    return flags
 
 
 def _of_family(ranges: Iterable[str], family: int) -> tuple[str, ...]:
@@ -258,6 +268,18 @@ def _range_key(text: str) -> bytes:
     network = ipaddress.ip_network(text, strict=False)
     bits = network.prefixlen + (_V4_BITS if network.version == 4 else 0)
     return ADDRESS_RANGE.packer.pack(bits, parse_address(str(network.network_address)))
+
+
+def _bits_of(key: bytes) -> int:
+    return int(ADDRESS_RANGE.packer.unpack(key)[0])
+
+
+def _holds(wide: bytes, narrow: bytes) -> bool:
+    bits, first = ADDRESS_RANGE.packer.unpack(wide)
+    narrow_bits, inside = ADDRESS_RANGE.packer.unpack(narrow)
+    shift = 8 * ADDRESS_SIZE - int(bits)
+    is_wider = bool(bits <= narrow_bits)
+    return is_wider and int.from_bytes(first, "big") >> shift == int.from_bytes(inside, "big") >> shift
 
 
 def _number(value: int) -> bytes:

@@ -1,7 +1,8 @@
-"""How this node answers for Services: what the configuration says, and objects do not."""
+"""How this node answers for Services and enforces policy: what the configuration says, and objects do not."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,28 @@ from agent.core.records import Algorithm, Family, Forwarding
 
 _IPV6_LOOPBACK = bytes(15) + b"\x01"
 _LOCALHOST = AddressRange.parse("127.0.0.0/8")
+
+
+class NetworkPolicyMode(enum.StrEnum):
+    """Whether policy is enforced, and what a new pod may do before its policy is known: anything, or nothing."""
+
+    OFF = "off"
+    STANDARD = "standard"
+    STRICT = "strict"
+
+
+class PolicyOverflow(enum.StrEnum):
+    """What becomes of a pod whose policy does not fit: nothing passes, or everything."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+
+
+class PolicyAnswer(enum.StrEnum):
+    """What a pod gets for a connection it may not make: silence, or a refusal."""
+
+    DROP = "drop"
+    REJECT = "reject"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,12 @@ A record holds only what the dataplane reads of an object. Endpoints are packed:
 from __future__ import annotations
 
 import enum
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import msgspec
+
+if TYPE_CHECKING:
+    from agent.core.policy_records import PolicyRecord
 
 ADDRESS_SIZE = 16
 
@@ -21,6 +24,16 @@ class Kind(enum.StrEnum):
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    POD = "Pod"
+    NAMESPACE = "Namespace"
+    NETWORK_POLICY = "NetworkPolicy"
+    CLUSTER_NETWORK_POLICY = "ClusterNetworkPolicy"
+
+
+SERVICE_KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
+"""What the Service dataplane is made of."""
+POLICY_KINDS = frozenset({Kind.POD, Kind.NAMESPACE, Kind.NETWORK_POLICY, Kind.CLUSTER_NETWORK_POLICY})
+"""What policy is made of; not watched where it is off."""
 
 
 class Family(enum.IntEnum):
@@ -174,6 +187,7 @@ class NodeRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 Record = ServiceRecord | SliceRecord | NodeRecord
+AnyRecord: TypeAlias = "Record | PolicyRecord"
 
 
 class ListStarted(msgspec.Struct, frozen=True, gc=False):
@@ -199,7 +213,7 @@ class Fault(NamedTuple):
 class Upsert(msgspec.Struct, frozen=True, gc=False):
     """An object exists and says this, but for what of it cannot be read, which is left out."""
 
-    record: Record
+    record: AnyRecord
     left_out: tuple[Fault, ...] = ()
 
 
@@ -232,3 +246,10 @@ class AddressesChanged(msgspec.Struct, frozen=True, gc=False):
 
 
 Event = ListStarted | ListEnded | Upsert | Delete | Malformed | AddressesChanged
+
+
+def kind_of(event: object) -> Kind | None:
+    """Say of what kind an event's object is; None of what is about no object."""
+    if isinstance(event, Upsert):
+        return event.record.kind
+    return event.kind if isinstance(event, ListStarted | ListEnded | Delete | Malformed) else None

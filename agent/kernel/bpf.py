@@ -51,9 +51,11 @@ class MapType(enum.IntEnum):
 
     HASH = 1
     ARRAY = 2
+    PROG_ARRAY = 3
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    RINGBUF = 27
 
 
 class AttachType(enum.IntEnum):

@@ -16,12 +16,14 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.core.abi import MapSizes, layout_id, map_specs
+from agent.core.abi import POD_RANGE_OWN, U32, MapSizes, layout_id, map_specs
 from agent.core.network import (
     DevicePatterns,
+    Entries,
     Network,
     PodDetection,
     address_entries,
@@ -130,7 +132,7 @@ class Dataplane:
             self.packet_path.follow(self._wanted(self._network), _ATTACH_BUDGET_S)
 
     def _wanted(self, network: Network) -> dict[tc.Hook, PacketProgram]:
-        return wanted_programs(network.devices, self.options.patterns)
+        return wanted_programs(network.devices, self.options.patterns, policy=self.options.programs.policy)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -148,16 +150,25 @@ class Dataplane:
             "node_addresses": address_entries(network),
             "devices": device_entries(network, self.options.pods),
         }
-        if self._pod_cidrs is not None or not self.options.pods.needs_node:
-            maps["pod_ranges"] = range_entries(self.options.pods, self._pod_cidrs or ())
         changed = 0
         self._map_faults.clear()
-        for name, entries in maps.items():
+        for name, entries in (*maps.items(), *self._ranges()):
             try:
                 changed += self._node_maps.write(name, entries)
             except DataplaneError as error:
                 self._map_faults.append(str(error))
         return changed
+
+    def _ranges(self) -> Iterator[tuple[str, Entries]]:
+        """Say where pods are, as far as that is known; this node's own only matter to policy."""
+        pods, node = self.options.pods, self._pod_cidrs
+        has_policy = self.options.programs.policy
+        if node is not None:
+            yield "pod_ranges", range_entries(pods, node, node if has_policy else ())
+        elif not pods.needs_node:
+            found = self.store.maps["pod_ranges"].items() if has_policy else ()
+            left = {key: flags for key, flags in found if U32.packer.unpack(flags)[0] & POD_RANGE_OWN}
+            yield "pod_ranges", {**range_entries(pods, ()), **left}
 
     def _check_node(self) -> int:
         """Compare the kernel with what is wanted of devices and addresses, and heal it; returns what differed."""

@@ -100,9 +100,9 @@ def _compile(request: Request) -> Any:
 
 
 def _struct_report(kind: Any, size: int) -> StructReport:
-    """Report a key or value type of ``size`` bytes, a number the compiler gave."""
+    """Report a key or value type of ``size`` bytes, a number the compiler gave; a ring buffer has none of either."""
     if not issubclass(kind, ctypes.Structure):
-        return StructReport((("value", 0, size),), size)
+        return StructReport((("value", 0, size),) if size else (), size)
     members: list[tuple[Any, ...]] = list(getattr(kind, "_fields_", ()))
     return StructReport(
         tuple((name, getattr(kind, name).offset, getattr(kind, name).size) for name, *_ in members), size

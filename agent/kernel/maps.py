@@ -34,6 +34,8 @@ _TYPES = {
     MapKind.PERCPU_ARRAY: (bpf.MapType.PERCPU_ARRAY, 0),
     MapKind.LRU_HASH: (bpf.MapType.LRU_HASH, 0),
     MapKind.LPM_TRIE: (bpf.MapType.LPM_TRIE, bpf.NO_PREALLOC),
+    MapKind.RINGBUF: (bpf.MapType.RINGBUF, 0),
+    MapKind.PROG_ARRAY: (bpf.MapType.PROG_ARRAY, 0),
 }
 
 

@@ -21,14 +21,20 @@ from agent.kernel.bpf import Direction
 from agent.kernel.programs import PacketProgram
 from agent.kernel.tc import Attachment, Hook
 
-_BOTH = ((Direction.INGRESS, PacketProgram.INGRESS), (Direction.EGRESS, PacketProgram.EGRESS))
+_POD_KIND = "veth"
+_OF_ANY = {Direction.INGRESS: PacketProgram.INGRESS, Direction.EGRESS: PacketProgram.EGRESS}
+_OF_PODS = {Direction.INGRESS: PacketProgram.FROM_POD, Direction.EGRESS: PacketProgram.TO_POD}
 
 
-def wanted_programs(devices: Iterable[Device], patterns: DevicePatterns) -> dict[Hook, PacketProgram]:
-    """Say which hook is to run which program."""
+def wanted_programs(
+    devices: Iterable[Device], patterns: DevicePatterns, *, policy: bool = False
+) -> dict[Hook, PacketProgram]:
+    """Say which hook is to run which program. Where there is policy, devices that pods may be behind have their own."""
     known = tuple(devices)
     wanted = {
-        Hook(device.ifindex, direction): program for device in patterns.choose(known) for direction, program in _BOTH
+        Hook(device.ifindex, direction): program
+        for device in patterns.choose(known)
+        for direction, program in (_OF_PODS if policy and device.kind == _POD_KIND else _OF_ANY).items()
     }
     loops = (device for device in known if device.hardware == LOOPBACK)
     return wanted | {Hook(device.ifindex, Direction.EGRESS): PacketProgram.LOOPBACK for device in loops}

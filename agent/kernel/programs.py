@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 import agent
-from agent.core.abi import Layout, MapSpec
+from agent.core.abi import Layout, MapSpec, Stage
 from agent.errors import LoaderError
 from agent.kernel import bpf
 from agent.kernel.loader import Program, Report, Request, StructReport
@@ -52,11 +52,19 @@ SOCKET_HOOKS = (
 
 
 class PacketProgram(enum.StrEnum):
-    """The programs of the packet path, as they are called in ``bpf/tc.c``."""
+    """The programs of the packet path, as they are called in ``bpf/tc.c``; those of pods' devices are for policy."""
 
     INGRESS = "tc_ingress"
     EGRESS = "tc_egress"
     LOOPBACK = "tc_loopback"
+    FROM_POD = "tc_from_pod"
+    FROM_POD_STAGE = "tc_from_pod_stage"
+    TO_POD = "tc_to_pod"
+
+
+_STAGES = {Stage.FROM_POD: PacketProgram.FROM_POD_STAGE, Stage.TO_POD: PacketProgram.EGRESS}
+"""Where programs go on."""
+_OF_POLICY = frozenset({PacketProgram.FROM_POD, PacketProgram.FROM_POD_STAGE, PacketProgram.TO_POD})
 
 
 TABLE_BUILDER = "maglev_run"
@@ -74,7 +82,8 @@ class ProgramOptions:
     """What is decided when the programs are compiled.
 
     ``host_netns``: the cookie of the node's own network namespace; ``host_only``: translate the sockets of no other.
-    ``source_ports``: first and last of what masqueraded flows get. Timeouts are of tracked flows.
+    ``source_ports``: first and last of what masqueraded flows get. Timeouts are of tracked flows. ``policy``: whether
+    there is any; ``anti_spoofing``: then drop what a pod sends in the name of others.
     """
 
     remember_peer: bool = True
@@ -85,6 +94,13 @@ class ProgramOptions:
     tcp_close_wait_s: int = 3_600
     udp_s: int = 30
     udp_stream_s: int = 120
+    policy: bool = False
+    anti_spoofing: bool = True
+
+    @property
+    def packet_programs(self) -> tuple[PacketProgram, ...]:
+        """Which programs of the packet path there are."""
+        return tuple(name for name in PacketProgram if self.policy or name not in _OF_POLICY)
 
     def defines(self) -> dict[str, str]:
         """As preprocessor definitions."""
@@ -102,6 +118,7 @@ class ProgramOptions:
             "HOST_NETNS_COOKIE": f"{self.host_netns}ULL",
             **{name: str(number) for name, number in numbers.items()},
             **{name: "1" for name, is_on in switches.items() if is_on},
+            **({"POLICY": "1", "ANTI_SPOOFING": str(int(self.anti_spoofing))} if self.policy else {}),
         }
 
 
@@ -134,15 +151,27 @@ def pins_of(directory: Path, options: ProgramOptions) -> Path:
 def open_or_load(directory: Path, store: MapStore, specs: tuple[MapSpec, ...], options: ProgramOptions) -> Programs:
     """Give the programs of every hook. Raises: LoaderError."""
     pins = pins_of(directory, options)
-    programs = _open(pins, store)
-    if programs:
-        return programs
-    _load(pins, directory, specs, options)
-    programs = _open(pins, store)
+    programs = _open(pins, store, options)
+    if not programs:
+        _load(pins, directory, specs, options)
+        programs = _open(pins, store, options)
     if not programs:
         message = f"the loader left no usable programs in {pins}"
         raise LoaderError(message)
+    if options.policy:
+        fill_stages(programs.packets, store)
     return programs
+
+
+def fill_stages(packets: dict[PacketProgram, int], store: MapStore) -> None:
+    """Say where programs go on, before any of them is attached. Raises: LoaderError."""
+    try:
+        for stage, name in _STAGES.items():
+            key, descriptor = (number.to_bytes(4, sys.byteorder) for number in (stage, packets[name]))
+            store.maps["stages"].update(key, descriptor)
+    except OSError as error:
+        message = f"cannot chain the programs: {error}"
+        raise LoaderError(message) from error
 
 
 def open_builder(directory: Path, store: MapStore, _specs: tuple[MapSpec, ...], options: ProgramOptions) -> int | None:
@@ -176,14 +205,14 @@ def load_builder(directory: Path, store: MapStore, specs: tuple[MapSpec, ...], o
     return fd
 
 
-def _open(pins: Path, store: MapStore) -> Programs | None:
+def _open(pins: Path, store: MapStore, options: ProgramOptions) -> Programs | None:
     """Open pinned programs; None unless all are there and use this store's maps, not predecessors of the same name."""
     ours = {opened.info.id for opened in store.maps.values()}
     programs = Programs({}, {})
     try:
         for hook in SOCKET_HOOKS:
             programs.sockets[hook] = bpf.obj_get(pins / hook.name.lower())
-        for name in PacketProgram:
+        for name in options.packet_programs:
             programs.packets[name] = bpf.obj_get(pins / name)
         usable = all(ours.issuperset(bpf.prog_info(fd).map_ids) for fd in programs.descriptors())
     except OSError:
@@ -218,7 +247,7 @@ def requests(
 ) -> tuple[Request, Request]:
     """Write what the loader is asked for: one request for each source."""
     sockets = {hook.name.lower(): (bpf.prog_type(hook), hook.value) for hook in SOCKET_HOOKS}
-    packets = {name.value: (bpf.PROG_TYPE_SCHED_CLS, 0) for name in PacketProgram}
+    packets = {name.value: (bpf.PROG_TYPE_SCHED_CLS, 0) for name in options.packet_programs}
     slots = next(spec.max_entries for spec in specs if spec.name == "socket_origins")
     defines = {"SOCKET_ORIGIN_SLOTS": str(slots), **options.defines()}
     maps = {spec.name: str(directory / spec.name) for spec in specs}

@@ -1,13 +1,18 @@
-"""The unix socket that commands ask: one JSON question a connection, one JSON answer."""
+"""The unix socket that commands ask: one question a connection, a name and what goes with it as JSON.
+
+The answer is one JSON document, or where it is a stream, one on each line for as long as who asked stays.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
+import select
 import socket
 import socketserver
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +21,55 @@ from agent.observe.serving import ServingThread
 
 SOCKET = "agent.sock"
 _LIMIT_S = 10.0
+Answer = Callable[..., Any]
+"""Given what goes with the question by name. An iterator is a stream; of a None in it, nothing is sent."""
 
 
 class _Handler(socketserver.StreamRequestHandler):
     timeout = _LIMIT_S
-    answers: Mapping[str, Callable[[], Any]]
+    answers: Mapping[str, Answer]
 
     def handle(self) -> None:
         question = self.rfile.readline(4096).decode("utf-8", "replace").strip()
         if not question:
             return  # doctor only looks whether an agent is there
-        answer = self.answers.get(question)
-        body = {"answer": answer()} if answer else {"error": f"no such question: {question}"}
-        with contextlib.suppress(BrokenPipeError):  # who asked does not wait any more
-            self.wfile.write(json.dumps(body).encode())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked does not wait any more
+            try:
+                answer = self._answer(*question.partition(" "))
+            except EbproxyError as error:
+                self._send({"error": str(error)})
+                return
+            if isinstance(answer, Iterator):
+                self._stream(answer)
+            else:
+                self._send({"answer": answer})
+
+    def _answer(self, name: str, _: str, arguments: str) -> Any:
+        answer = self.answers.get(name)
+        if answer is None:
+            message = f"no such question: {name}"
+            raise EbproxyError(message)
+        try:
+            given = json.loads(arguments or "{}")
+            inspect.signature(answer).bind(**given)
+        except (TypeError, ValueError) as error:
+            message = f"question {name} {arguments}: {error}"
+            raise EbproxyError(message) from error
+        return answer(**given)
+
+    def _stream(self, answer: Iterator[Any]) -> None:
+        """Send a stream; one that reads it slowly holds up nobody else."""
+        self.connection.settimeout(None)
+        poll = select.poll()
+        poll.register(self.connection, 0)  # hanging up is told unasked
+        for part in answer:
+            if part is not None:
+                self._send({"answer": part})
+            elif poll.poll(0):
+                return
+
+    def _send(self, body: dict[str, Any]) -> None:
+        self.wfile.write(json.dumps(body).encode() + b"\n")
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
@@ -39,7 +79,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 class ControlServer(ServingThread):
     """Answers named questions on a unix socket that only root may open."""
 
-    def __init__(self, state_dir: Path, answers: Mapping[str, Callable[[], Any]]) -> None:
+    def __init__(self, state_dir: Path, answers: Mapping[str, Answer]) -> None:
         self._path = state_dir / SOCKET
         self._path.unlink(missing_ok=True)
         handler = type("Handler", (_Handler,), {"answers": answers})
@@ -56,23 +96,57 @@ class ControlServer(ServingThread):
         self._path.unlink(missing_ok=True)
 
 
-def ask(state_dir: Path, question: str) -> Any:
+def ask(state_dir: Path, question: str, **arguments: Any) -> Any:
     """Ask the agent of a state directory. Raises: AgentUnreachable, or EbproxyError to who may not."""
     path = state_dir / SOCKET
     try:
-        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as client:
-            client.settimeout(_LIMIT_S)
-            client.connect(str(path))
-            client.sendall(question.encode() + b"\n")
-            client.shutdown(socket.SHUT_WR)
-            with client.makefile("rb") as stream:
-                reply = json.loads(stream.read())
+        with contextlib.closing(_connect(path, question, arguments)) as client, client.makefile("rb") as stream:
+            reply = json.loads(stream.read())
     except PermissionError as error:
         message = f"{path} may not be asked: {error.strerror}; run as root"
         raise EbproxyError(message) from error
     except (OSError, ValueError) as error:
         message = f"no agent answers at {path}: {error}"
         raise AgentUnreachable(message) from error
+    return _read(reply)
+
+
+def ask_stream(state_dir: Path, question: str, **arguments: Any) -> Iterator[Any]:
+    """Ask for a stream, which ends when the agent ends it, or goes away. Raises: AgentUnreachable."""
+    path = state_dir / SOCKET
+    try:
+        client = _connect(path, question, arguments)
+    except OSError as error:
+        message = f"no agent answers at {path}: {error}"
+        raise AgentUnreachable(message) from error
+    with contextlib.closing(client), client.makefile("rb") as stream:
+        client.settimeout(None)
+        while True:
+            try:
+                line = stream.readline()
+                reply = json.loads(line) if line else None
+            except (OSError, ValueError) as error:
+                message = f"the agent at {path} broke off: {error}"
+                raise AgentUnreachable(message) from error
+            if reply is None:
+                return
+            yield _read(reply)
+
+
+def _connect(path: Path, question: str, arguments: dict[str, Any]) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        client.settimeout(_LIMIT_S)
+        client.connect(str(path))
+        client.sendall(f"{question} {json.dumps(arguments) if arguments else ''}".encode() + b"\n")
+        client.shutdown(socket.SHUT_WR)
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
+def _read(reply: dict[str, Any]) -> Any:
     if "error" in reply:
         raise AgentUnreachable(reply["error"])
     return reply["answer"]

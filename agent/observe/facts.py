@@ -17,6 +17,8 @@ class Facts(msgspec.Struct, frozen=True):
     socket_lb: str = "all"
     cluster_cidrs: tuple[str, ...] = ()
     cgroup: str = ""
+    network_policy: str = "off"
+    """``off``, ``standard`` or ``strict``."""
     loopback: tuple[str, ...] = ()
     """Settings of lo that were changed, for `ebproxy cleanup` to undo."""
 

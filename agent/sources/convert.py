@@ -33,8 +33,8 @@ from agent.sources.wire import (
 DEFAULT_AFFINITY_S = 10_800
 _AN_ADDRESS = "an IPv4 or IPv6 address"
 _LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
-_PROTOCOLS: dict[str | None, Protocol] = {None: Protocol.TCP, "": Protocol.TCP}
-_PROTOCOLS.update((protocol.name, protocol) for protocol in Protocol)
+PROTOCOLS: dict[str | None, Protocol] = {None: Protocol.TCP, "": Protocol.TCP}
+PROTOCOLS.update((protocol.name, protocol) for protocol in Protocol)
 
 _E = TypeVar("_E", Forwarding, Algorithm)
 _T = TypeVar("_T")
@@ -65,8 +65,7 @@ def cluster_ips(spec: ServiceSpec) -> tuple[bytes, ...]:
 def service_ports(ports: Sequence[WireServicePort]) -> tuple[ServicePort, ...]:
     """Convert the ports of a Service, whose names differ, and whose numbers differ within a protocol."""
     converted = tuple(
-        ServicePort(intern(port.name or ""), _PROTOCOLS[port.protocol], port.port, port.node_port or 0)
-        for port in ports
+        ServicePort(intern(port.name or ""), PROTOCOLS[port.protocol], port.port, port.node_port or 0) for port in ports
     )
     _refuse_repeats([port.name for port in converted], "spec.ports[{}].name", "name")
     _refuse_repeats([(port.number, port.protocol) for port in converted], "spec.ports[{}].port", "port and protocol")
@@ -154,7 +153,7 @@ def _choice(kind: type[_E], said: object) -> _E | None:
 def slice_ports(ports: Sequence[WireSlicePort]) -> tuple[SlicePort, ...]:
     """Convert the ports of a slice, leaving out those without a name or number: nothing can be sent to them."""
     converted = tuple(
-        SlicePort(intern(port.name), _PROTOCOLS[port.protocol], port.port)
+        SlicePort(intern(port.name), PROTOCOLS[port.protocol], port.port)
         for port in ports
         if port.name is not None and port.port
     )

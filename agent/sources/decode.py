@@ -9,67 +9,37 @@ bad item does not cost the others, and one decoded item is held at a time instea
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from sys import intern
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 
-from agent.core.records import (
-    Delete,
-    Family,
-    Kind,
-    Malformed,
-    NodeRecord,
-    ObjectKey,
-    ServiceRecord,
-    SliceRecord,
-    Traits,
-    Upsert,
-)
+from agent.core.records import Family, Kind, NodeRecord, ObjectKey, ServiceRecord, SliceRecord, Traits, Upsert
 from agent.errors import SourceError
 from agent.sources import convert
+from agent.sources.reader import UNNAMED, UNREADABLE, Decoded, ObjectEvent, Reader
 from agent.sources.wire import (
-    SERVICE_NAME_LABEL,
     Conditions,
     Endpoint,
     Hints,
-    Identity,
     ListEnvelope,
     NodeSpec,
-    WatchEvent,
     WireNode,
-    WireObject,
     WireService,
     WireSlice,
 )
 
-ObjectEvent = Upsert | Delete | Malformed
-"""What one object comes to. Delete: it exists, but says nothing to us, perhaps no longer."""
+__all__ = ["DELETING_TAINT", "UNNAMED", "Decoded", "Decoder", "Listing", "ObjectEvent"]
 
-UNNAMED = ObjectKey("", "?")
-"""The key of an object whose name cannot be read."""
-
-_EXISTENCE = ("ADDED", "MODIFIED")
 DELETING_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 _CACHE_SIZE = 1024
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_FAULT = re.compile(r"(?P<reason>.*?)(?: - at (?:`key` in )?`\$\.?(?P<field>[^`]*)`)?", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
 _FAMILIES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 _NO_CONDITIONS = Conditions()
 _NO_HINTS = Hints()
-
-
-class Decoded(NamedTuple):
-    """One object's event, and the resource version it had (empty: none)."""
-
-    event: ObjectEvent
-    resource_version: str
 
 
 class Listing(NamedTuple):
@@ -81,19 +51,28 @@ class Listing(NamedTuple):
 
 
 class Decoder:
-    """Decode objects as the node of this name sees them."""
+    """Decode objects as the node of this name sees them; those that policy is made of only where that is wanted."""
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, node_name: str, *, policy: bool = False) -> None:
         self._node_name = node_name
-        self._readers: dict[Kind, _Reader[Any]] = {
-            Kind.SERVICE: _Reader(Kind.SERVICE, WireService, self._service),
-            Kind.ENDPOINT_SLICE: _Reader(Kind.ENDPOINT_SLICE, WireSlice, self._slice),
-            Kind.NODE: _Reader(Kind.NODE, WireNode, self._node),
+        self._readers: dict[Kind, Reader[Any]] = {
+            Kind.SERVICE: Reader(Kind.SERVICE, WireService, self._service),
+            Kind.ENDPOINT_SLICE: Reader(Kind.ENDPOINT_SLICE, WireSlice, self._slice),
+            Kind.NODE: Reader(Kind.NODE, WireNode, self._node),
         }
+        if policy:
+            from agent.sources.decode_policy import readers  # noqa: PLC0415 - nothing of it is held where policy is off
+
+            self._readers |= readers(node_name)
         self._service_ports = lru_cache(_CACHE_SIZE)(convert.service_ports)
         self._slice_ports = lru_cache(_CACHE_SIZE)(convert.slice_ports)
         self._traits = lru_cache(_CACHE_SIZE)(self._make_traits)
         self._shared_traits = lru_cache(_CACHE_SIZE)(Traits)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of objects that are decoded, Services first."""
+        return tuple(self._readers)
 
     def decode(self, kind: Kind, raw: bytes | msgspec.Raw) -> Decoded:
         """Decode one object from JSON."""
@@ -117,7 +96,7 @@ class Decoder:
         """
         try:
             page = msgspec.json.decode(body, type=ListEnvelope)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise SourceError(f"not a list of {kind}: {error}") from error
         read = self._readers[kind].from_json
         events = [read(item).event for item in page.items or ()]
@@ -214,82 +193,3 @@ class Decoder:
             frozenset([intern(zone.name) for zone in hints.for_zones]) if hints.for_zones else None,
             any(node.name == self._node_name for node in hints.for_nodes) if hints.for_nodes else None,
         )
-
-
-_W = TypeVar("_W", bound=WireObject)
-
-
-class _Reader(Generic[_W]):
-    """Reads the objects of one kind; ``read`` returns None for an object that counts as deleted."""
-
-    def __init__(self, kind: Kind, shape: type[_W], read: Callable[[ObjectKey, _W], Upsert | None]) -> None:
-        self._kind = kind
-        self._shape = shape
-        self._read = read
-        self._json = msgspec.json.Decoder(shape)
-        self._event_json: msgspec.json.Decoder[Any] = msgspec.json.Decoder(WatchEvent[shape])  # type: ignore[valid-type]
-
-    def from_json(self, raw: bytes | msgspec.Raw) -> Decoded:
-        try:
-            decoded = self._json.decode(raw)
-            return Decoded(self._event(decoded), decoded.metadata.resource_version or "")
-        except _UNREADABLE as error:
-            key, version, owner = _identify(self._kind, lambda: msgspec.json.decode(raw, type=Identity))
-            return Decoded(Malformed(self._kind, key, *_explain(error), owner), version)
-
-    def from_event(self, line: bytes) -> Decoded | None:
-        try:
-            event = self._event_json.decode(line)
-            if event.type not in _EXISTENCE:
-                return None
-            return Decoded(self._event(event.object), event.object.metadata.resource_version or "")
-        except _UNREADABLE:
-            return None
-
-    def from_value(self, value: object) -> ObjectEvent:
-        try:
-            return self._event(msgspec.convert(value, self._shape))
-        except _UNREADABLE as error:
-            key, _, owner = _identify(self._kind, lambda: msgspec.convert(value, Identity))
-            return Malformed(self._kind, key, *_explain(error), owner)
-
-    def _event(self, decoded: _W) -> ObjectEvent:
-        if not decoded.metadata.name:
-            raise convert.fault("metadata.name", "empty")
-        key = _key(self._kind, decoded.metadata.namespace, decoded.metadata.name)
-        return self._read(key, decoded) or Delete(self._kind, key)
-
-
-def _key(kind: Kind, namespace: str | None, name: str) -> ObjectKey:
-    """Make a key; an object of a namespaced kind that names no namespace is in ``default``.
-
-    The name is interned because a Service and its slices say the same one.
-    """
-    return ObjectKey("" if kind is Kind.NODE else intern(namespace or "default"), intern(name))
-
-
-def _identify(kind: Kind, read: Callable[[], Identity]) -> tuple[ObjectKey, str, ObjectKey | None]:
-    """Find out which object this is, its resource version, and the Service of a slice, whatever else is wrong."""
-    try:
-        metadata = read().metadata
-    except _UNREADABLE:
-        return UNNAMED, "", None
-    namespace, name, version = (
-        value if isinstance(value, str) else ""
-        for value in (metadata.namespace, metadata.name, metadata.resource_version)
-    )
-    if not name:
-        return UNNAMED, version, None
-    key = _key(kind, namespace, name)
-    labels = metadata.labels if kind is Kind.ENDPOINT_SLICE and isinstance(metadata.labels, dict) else {}
-    owner = labels.get(SERVICE_NAME_LABEL)
-    return key, version, ObjectKey(key.namespace, owner) if owner and isinstance(owner, str) else None
-
-
-def _explain(error: Exception) -> tuple[str, str]:
-    """Split an error into field and reason; the field is empty where the whole object is at fault."""
-    fault = _FAULT.fullmatch(str(error))
-    if fault is None or not isinstance(error, msgspec.ValidationError):
-        return "", str(error)
-    field, missing = fault["field"] or "", _MISSING.fullmatch(fault["reason"])
-    return (f"{field}.{missing['name']}".lstrip("."), "missing") if missing else (field, fault["reason"])

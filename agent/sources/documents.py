@@ -18,9 +18,15 @@ KINDS = {
     ("v1", "Service"): Kind.SERVICE,
     ("discovery.k8s.io/v1", "EndpointSlice"): Kind.ENDPOINT_SLICE,
     ("v1", "Node"): Kind.NODE,
+    ("v1", "Pod"): Kind.POD,
+    ("v1", "Namespace"): Kind.NAMESPACE,
+    ("networking.k8s.io/v1", "NetworkPolicy"): Kind.NETWORK_POLICY,
+    ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"): Kind.CLUSTER_NETWORK_POLICY,
 }
 _LIST = ("v1", "List")
 _LISTS = {(version, f"{kind}List"): (version, kind) for version, kind in KINDS}
+# What looks like one of these kinds, and is what went before it.
+_OTHERS = frozenset({"AdminNetworkPolicy", "BaselineAdminNetworkPolicy"})
 _NESTING_LIMIT = 100
 # How alike a misspelt word is, of 1. The next of Kubernetes' own kinds, PodList to List, is at 0.73.
 _ALIKE = 0.75
@@ -116,9 +122,10 @@ def _add_object(contents: Contents, value: object, default: tuple[str, str], whe
 
 def _what_is_meant(type_of: tuple[str, str]) -> tuple[str, str] | None:
     """Find the type that another one is likely meant to be; lists are types that have just no place here."""
-    if type_of == _LIST or type_of in _LISTS:
+    if type_of == _LIST or type_of in _LISTS or type_of[1].removesuffix("List") in _OTHERS:
         return None
-    return next((known for known in (*KINDS, _LIST) if _resembles(type_of, known)), None)
+    found = [known for known in (*KINDS, _LIST) if _resembles(type_of, known)]
+    return next((known for known in found if known[1] == type_of[1]), found[0] if found else None)
 
 
 def _resembles(type_of: tuple[str, str], known: tuple[str, str]) -> bool:

@@ -23,7 +23,15 @@ _REMEMBERED = 1024
 _LOOKUP_S = 5.0
 _MESSAGE_LIMIT = 1024  # Source: core/v1 Event.message, as the API validates it
 
-_API_VERSIONS = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
+_API_VERSIONS = {
+    Kind.SERVICE: "v1",
+    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
+    Kind.NODE: "v1",
+    Kind.POD: "v1",
+    Kind.NAMESPACE: "v1",
+    Kind.NETWORK_POLICY: "networking.k8s.io/v1",
+    Kind.CLUSTER_NETWORK_POLICY: "policy.networking.k8s.io/v1alpha2",
+}
 
 
 class Poster(Reader, Protocol):

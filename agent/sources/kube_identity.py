@@ -17,6 +17,10 @@ _COLLECTIONS = {
     Kind.SERVICE: "/api/v1/namespaces/{}/services",
     Kind.ENDPOINT_SLICE: "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
     Kind.NODE: "/api/v1/nodes",
+    Kind.POD: "/api/v1/namespaces/{}/pods",
+    Kind.NAMESPACE: "/api/v1/namespaces",
+    Kind.NETWORK_POLICY: "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+    Kind.CLUSTER_NETWORK_POLICY: "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
 }
 
 KUBERNETES = ObjectKey("default", "kubernetes")

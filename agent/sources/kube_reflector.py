@@ -5,6 +5,9 @@
  session ───┤                                                            ├──→ watch ──→ ends or fails ──→ back off ─→ …
             └── version known ──→ probe, if it failed before ────────────┘
 ```
+A kind that may be undefined, for want of its CustomResourceDefinition, is then listed with nothing in it, and is looked
+for again and again, with growing pauses.
+
 A failed watch resumes from the last version seen. Only a server that no longer serves that version costs a list, or one
 that is another than was listed, whose versions are not ours. What a list said so far is never taken for the whole:
 ``ListEnded`` comes only when the server says so.
@@ -22,7 +25,7 @@ from agent.core.records import Delete, Event, Kind, ListEnded, ListStarted
 from agent.errors import SourceError
 from agent.sources.decode import Decoder
 from agent.sources.kube_client import KubeClient, KubeResponse
-from agent.sources.kube_failures import ApiFailure, Cause
+from agent.sources.kube_failures import ApiFailure, Backoff, Cause
 from agent.sources.kube_identity import KUBERNETES, read_uid
 from agent.sources.kube_stream import LineFramer, ObjectHead, is_older, read_event, read_head
 from agent.sources.kube_watch import OnError, Query, Resource, WatchFailures, WatchStatus, WatchTuning
@@ -30,6 +33,7 @@ from agent.sources.kube_watch import OnError, Query, Resource, WatchFailures, Wa
 log = logging.getLogger("ebproxy.source.kube")
 
 _START_OVER = (Cause.GONE, Cause.INVALID, Cause.INTERNAL)
+_NOT_FOUND = 404
 _UNREADABLE = (Cause.GARBAGE, Cause.OVERSIZE)
 _UNREADABLE_LIMIT = 3
 _SHORT_WATCH_S = 1.0
@@ -56,6 +60,7 @@ class Reflector:
         self._tuning = tuning
         self._stopping = stopping
         self._failures = WatchFailures(resource, self.status, on_error, tuning)
+        self._absent_backoff = Backoff(tuning.absent_first_s, tuning.absent_last_s)
         self._version = ""
         self._identity = ""
         self._is_listing = False
@@ -78,9 +83,11 @@ class Reflector:
                 log.exception("defect kind=%s", self._resource.kind)
                 failure = ApiFailure(Cause.INTERNAL, f"{type(error).__name__}: {error}")
             if not self._stopping.is_set():
-                self._stopping.wait(self._recover(failure))
+                self._stopping.wait(self._absent_s(failure) or self._recover(failure))
 
     def _session(self) -> None:
+        if self.status.is_absent:
+            self._read_page("")  # whether it is defined by now: one cheap request
         if self._version and self._is_doubtful:
             self._probe()
         if self._version:
@@ -147,6 +154,8 @@ class Reflector:
         self._is_doubtful = False
         self._remember(version)
         self.status.is_synced = True
+        self.status.is_absent = False
+        self._absent_backoff.reset()
         self._client.set_read_timeout(self._tuning.read_s)
         log.info("listed kind=%s version=%s", self._resource.kind, version)
 
@@ -188,9 +197,11 @@ class Reflector:
         try:
             return read_uid(self._client, Kind.SERVICE, KUBERNETES, self._tuning.list_read_s)
         except ApiFailure as failure:
-            if failure.cause != Cause.FORBIDDEN:  # what follows Services says it, and the remedy
-                raise
-            return ""
+            if failure.cause == Cause.FORBIDDEN:  # what follows Services says it, and the remedy
+                return ""
+            if failure.code == _NOT_FOUND:  # of Services, which are always defined: nothing is said of our kind
+                raise ApiFailure(failure.cause, str(failure)) from failure
+            raise
 
     def _older_version(self) -> str:
         query = (*self._resource.selector, ("limit", "1"))
@@ -260,6 +271,44 @@ class Reflector:
         if is_older(version, than=self._version):
             raise ApiFailure(Cause.REWOUND, f"the server sent {version} after {self._version}")
         self._version = self.status.resource_version = version
+
+    # Kinds that are not defined
+
+    def _absent_s(self, failure: ApiFailure) -> float:
+        """Take a kind for undefined, if that is what a failure says; return how long to leave it at that, 0 if not.
+
+        A server that has had the kind is believed only if it is still the one that was listed: a policy must not end
+        because something in between knows nothing of it.
+        """
+        if not self._resource.is_optional or failure.code != _NOT_FOUND:
+            return 0.0
+        if not self.status.is_absent:
+            if self.status.is_synced and not self._is_same_server():
+                return 0.0
+            self._empty()
+        self.status.error = ""
+        self.status.last_contact = time.time()
+        return self._absent_backoff.next_s()
+
+    def _is_same_server(self) -> bool:
+        try:
+            return not self._other_identity()
+        except ApiFailure:
+            return False
+
+    def _empty(self) -> None:
+        """Say that there is nothing of this kind."""
+        log.log(
+            logging.WARNING if self.status.is_synced else logging.INFO,
+            "not defined kind=%s path=%s",
+            self._resource.kind,
+            self._resource.path,
+        )
+        self._start_list()
+        self._emit(ListEnded(self._resource.kind))
+        self._is_listing = False
+        self._version = self.status.resource_version = ""
+        self.status.is_synced = self.status.is_absent = True
 
     def _recover(self, failure: ApiFailure) -> float:
         """Decide what to keep after a failure; return how long to wait."""

@@ -38,6 +38,8 @@ class WatchTuning:
     list_read_s: float = 60.0
     backoff_first_s: float = 0.1
     backoff_last_s: float = 30.0
+    absent_first_s: float = 2.0
+    absent_last_s: float = 60.0
     stable_s: float = 5.0
     page_size: int = 500
 
@@ -47,11 +49,12 @@ DEFAULT_TUNING = WatchTuning()
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Where the objects of one kind are, and which of them are wanted."""
+    """Where the objects of one kind are, and which of them are wanted; an optional kind need not be defined."""
 
     kind: Kind
     path: str
     selector: Query = ()
+    is_optional: bool = False
 
     @property
     def plural(self) -> str:
@@ -61,10 +64,14 @@ class Resource:
 
 @dataclass(slots=True)
 class WatchStatus:
-    """How one watch is doing; ``last_contact`` is Unix time, 0 before the first byte."""
+    """How one watch is doing; ``last_contact`` is Unix time, 0 before the first byte.
+
+    ``is_absent``: the server does not know the kind, so there is nothing to watch.
+    """
 
     kind: Kind
     is_synced: bool = False
+    is_absent: bool = False
     last_contact: float = 0.0
     resource_version: str = ""
     failures: int = 0
@@ -124,5 +131,5 @@ class WatchFailures:
                 level,
                 "forbidden resource=%s verbs=list,watch remedy=%r",
                 self._resource.plural,
-                "grant the agent's service account list and watch on it, as the ClusterRole in manifests/ does",
+                "grant the agent's service account list and watch on it, as the ClusterRoles in manifests/ do",
             )

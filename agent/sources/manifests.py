@@ -11,6 +11,7 @@ that is where editors keep drafts and where a mounted ConfigMap keeps the genera
   its objects is removed: it may be the one.
 - An object that two files hold, or one file twice, is what the last of them says, in the order of paths; that is
   reported.
+- Objects of kinds that are not decoded, as those of policy where it is off, are as if they were not there.
 - What is emitted is the difference: an object that still says the same is not emitted again.
 - A fault is reported when it appears, and again only after it was gone.
 
@@ -203,6 +204,8 @@ class ManifestSource:
         named: set[_Identity] = set()
         faults = contents.faults
         for kind, value in contents.objects:
+            if kind not in self._decoder.kinds:
+                continue
             match self._decoder.decode_object(kind, value):
                 case Malformed(key=key, field=field, reason=reason) if key == UNNAMED or field in _NAMING_FIELDS:
                     faults.append(f"{kind}: {field}: {reason}")
@@ -240,7 +243,7 @@ class ManifestSource:
         self._published = objects
 
     def _publish_list(self, objects: dict[_Identity, _Said], *, is_complete: bool) -> None:
-        for kind in Kind:
+        for kind in self._decoder.kinds:
             self._emit(ListStarted(kind))
             for event in (event for (other, _), event in objects.items() if other is kind):
                 self._emit(event)

@@ -46,7 +46,7 @@ class Feed:
             Kind.ENDPOINT_SLICE: [population.slice(number, 1) for number in range(population.services)],
             Kind.NODE: [node(1)],
         }
-        self._lists = {kind: self._initial_events(kind) for kind in Kind}
+        self._lists = {kind: self._initial_events(kind) for kind in self._objects}
         self._watches: dict[Kind, socket.socket] = {}
         self._lock = threading.Lock()
         with netns.entered(place) if place else contextlib.nullcontext():

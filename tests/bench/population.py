@@ -12,10 +12,10 @@ import msgspec
 
 from agent.core.addresses import parse_address
 from agent.core.records import (
+    SERVICE_KINDS,
     Event,
     External,
     Family,
-    Kind,
     ListEnded,
     ListStarted,
     ObjectKey,
@@ -91,7 +91,7 @@ class Population:
 
     def events(self) -> Iterator[Event]:
         """Full lists of every kind, as a source would hand them to the model."""
-        for kind in Kind:
+        for kind in SERVICE_KINDS:
             yield ListStarted(kind)
         for number in range(self.services):
             key = ObjectKey(self.namespace(number), self.name(number))
@@ -109,7 +109,7 @@ class Population:
                     ((Traits(), packed),),
                 )
             )
-        for kind in Kind:
+        for kind in SERVICE_KINDS:
             yield ListEnded(kind)
 
     def service(self, number: int, version: int) -> bytes:

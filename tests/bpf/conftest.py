@@ -17,14 +17,32 @@ from agent.core.abi import MapSizes, map_specs
 from agent.kernel import bpffs as mounts
 from agent.kernel.cgroup import find_cgroup_root
 from agent.kernel.maps import MapStore
+from agent.kernel.programs import ProgramOptions
 from tests.bpf import packet_path as path_of_packets
+from tests.bpf import policy_path as path_of_policy
 from tests.bpf.packet_path import PacketPath
+from tests.bpf.policy_path import PolicyPath
 from tests.lab.lab import Lab
 from tests.requirements import require_root
 
 SIZES = MapSizes(frontends=64, segments=256, socket_origins=64, peer_origins=64)
 SPECS = map_specs(SIZES)
 PACKET_SPECS = map_specs(replace(SIZES, conntrack=1024, affinity=64, source_ranges=64, fragments=64))
+POLICY_SPECS = map_specs(
+    replace(
+        SIZES,
+        conntrack=1024,
+        affinity=64,
+        source_ranges=64,
+        fragments=64,
+        identities=64,
+        blocks=64,
+        policy=1024,
+        subjects=64,
+        connections=1024,
+        events=65_536,
+    )
+)
 _libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count()
 
@@ -87,3 +105,18 @@ def path(shared_packet_path: PacketPath) -> PacketPath:
     """Give a node without services and flows; see packet_path.py."""
     shared_packet_path.clear()
     return shared_packet_path
+
+
+@pytest.fixture(scope="session")
+def shared_policy(shared_packet_path: PacketPath, bpf_mount: Path) -> Iterator[PolicyPath]:
+    """Give the same node with programs for policy, over maps of their own."""
+    options = ProgramOptions(policy=True)
+    with path_of_policy.opened(shared_packet_path.node, bpf_mount / "policy", POLICY_SPECS, options) as made:
+        yield made
+
+
+@pytest.fixture
+def policy(shared_policy: PolicyPath) -> PolicyPath:
+    """Give a node whose pod ``one`` is isolated; see policy_path.py."""
+    shared_policy.clear()
+    return shared_policy

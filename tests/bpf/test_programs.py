@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.core.abi import FRONTEND, FRONTEND_KEY, MapSpec, _layout
+from agent.core.abi import FRONTEND, FRONTEND_KEY, MapSpec, Stage, _layout
 from agent.errors import LoaderError
 from agent.kernel import bpf, programs
 from agent.kernel.loader import Report
 from agent.kernel.maps import MapStore
-from agent.kernel.programs import SOCKET_HOOKS, PacketProgram, ProgramOptions, open_or_load, run_loader
+from agent.kernel.programs import SOCKET_HOOKS, ProgramOptions, open_or_load, run_loader
 from tests.bpf.conftest import SPECS
 
 OPTIONS = ProgramOptions(host_netns=2**63 + 5)
@@ -27,6 +27,10 @@ VARIANTS = [
     pytest.param(replace(OPTIONS, remember_peer=peer, host_only=host), id=f"{name}-{where}")
     for peer, name in ((True, "remember-peer"), (False, "forget-peer"))
     for host, where in ((False, "all"), (True, "host"))
+]
+VARIANTS += [
+    pytest.param(replace(OPTIONS, policy=True, anti_spoofing=spoofing), id=name)
+    for spoofing, name in ((True, "policy"), (False, "policy-without-anti-spoofing"))
 ]
 OTHER_OPTIONS = {
     "host_netns": 7,
@@ -36,7 +40,8 @@ OTHER_OPTIONS = {
     "udp_s": 3,
     "udp_stream_s": 4,
 }
-EVERY = [hook.name.lower() for hook in SOCKET_HOOKS] + list(PacketProgram)
+KEYS_OF_STAGES = [stage.to_bytes(4, sys.byteorder) for stage in Stage]
+EVERY = [hook.name.lower() for hook in SOCKET_HOOKS] + list(OPTIONS.packet_programs)
 
 
 def load(store: MapStore, directory: Path, options: ProgramOptions = OPTIONS, specs: tuple[MapSpec, ...] = SPECS):
@@ -69,19 +74,48 @@ def spoil(path: Path, old: str, new: str) -> int:
 def test_every_variant_passes_the_verifier_over_our_maps(store, bpffs, options):
     infos = load(store, bpffs / "maps", options)
 
-    assert list(infos) == EVERY
+    assert list(infos) == [hook.name.lower() for hook in SOCKET_HOOKS] + list(options.packet_programs)
     ours = {opened.info.id for opened in store.maps.values()}
     types = {hook.name.lower(): bpf.PROG_TYPE_CGROUP_SOCK_ADDR for hook in SOCKET_HOOKS}
     types |= dict.fromkeys(("sock_release", "post_bind4", "post_bind6"), bpf.PROG_TYPE_CGROUP_SOCK)
-    types |= dict.fromkeys(PacketProgram, bpf.PROG_TYPE_SCHED_CLS)
+    types |= dict.fromkeys(options.packet_programs, bpf.PROG_TYPE_SCHED_CLS)
     for name, info in infos.items():
         assert (info.type, info.name) == (types[name], name)
         assert info.map_ids
         assert ours.issuperset(info.map_ids)
     assert store.maps["frontends"].info.id in infos["connect4"].map_ids
-    for name in PacketProgram:
-        assert store.maps["conntrack"].info.id in infos[name].map_ids
+    for name in options.packet_programs:
+        assert store.maps["works"].info.id in infos[name].map_ids
     assert "bcc" not in sys.modules
+
+
+def test_programs_go_on_where_the_last_that_were_opened_do(store, bpffs, sources):
+    """Whatever became of the array of programs meanwhile, it is filled before one of them is attached."""
+    options = replace(OPTIONS, policy=True)
+
+    def chained() -> list[int]:
+        return [int.from_bytes(store.maps["stages"].lookup(key) or b"", sys.byteorder) for key in KEYS_OF_STAGES]
+
+    def stages(infos: dict[str, bpf.ProgInfo]) -> list[int]:
+        return [infos["tc_from_pod_stage"].id, infos["tc_egress"].id]
+
+    first = load(store, bpffs / "maps", options)
+    assert chained() == stages(first)
+
+    store.maps["stages"].delete(KEYS_OF_STAGES[0])
+    assert load(store, bpffs / "maps", options) == first
+    assert chained() == stages(first)
+
+    with (sources / "lb.h").open("a") as header:
+        header.write("/* changed */\n")
+    second = load(store, bpffs / "maps", options)
+    assert chained() == stages(second) != stages(first)
+
+
+def test_without_policy_no_program_goes_on_in_another(store, bpffs):
+    load(store, bpffs / "maps")
+
+    assert [store.maps["stages"].lookup(key) for key in KEYS_OF_STAGES] == [None, None]
 
 
 def test_no_two_variants_share_their_pins():
@@ -140,7 +174,7 @@ def test_programs_over_maps_that_were_replaced_are_not_used_again(store, bpffs):
     replaced = MapStore.open(bpffs / "maps", SPECS)
     second = load(replaced, bpffs / "maps")
 
-    for name in ("connect4", *PacketProgram):
+    for name in ("connect4", *OPTIONS.packet_programs):
         assert replaced.maps["segments"].info.id in second[name].map_ids
         assert store.maps["segments"].info.id not in second[name].map_ids
         assert second[name].id != first[name].id
@@ -193,7 +227,7 @@ def test_the_first_difference_of_layouts_is_named(report, map_name, role, layout
 
 def test_a_struct_changed_in_c_alone_is_refused(store, bpffs, sources):
     spoil(sources / "types.h", "	u32 inside; ", "	u32 flags; ")
-    spoil(sources / "types.h", "	u32 flags;            ", "	u32 inside;            ")
+    spoil(sources / "types.h", "	u32 flags;            /* enum f", "	u32 inside;            /* enum f")
 
     with pytest.raises(LoaderError, match="map frontends: the value frontend"):
         load(store, bpffs / "maps")

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.network import Device, DevicePatterns
+from agent.core.network import LOOPBACK, Device, DevicePatterns
 from agent.errors import UnsupportedKernel
 from agent.kernel import bpf, probe, tc
 from agent.kernel.attach import closing
 from agent.kernel.bpf import Direction
 from agent.kernel.netlink import Netlink, read_network
 from agent.kernel.packet_path import PacketPath, wanted_programs
-from agent.kernel.programs import PacketProgram
+from agent.kernel.programs import PacketProgram, ProgramOptions
 from agent.kernel.tc import Attachment, Clsact, Hook, Tcx
 from tests.lab import netns
 from tests.requirements import require_root
@@ -216,9 +216,12 @@ def test_what_somebody_detached_is_told_and_attached_again(attachment, program):
     assert attachment.attached() == {hook: identity(fd)}
 
 
+WITHOUT_POLICY = ProgramOptions().packet_programs
+
+
 @pytest.fixture
 def path(attachment: Attachment, program: Program) -> PacketPath:
-    return PacketPath(attachment, {name: program(name) for name in PacketProgram})
+    return PacketPath(attachment, {name: program(name) for name in WITHOUT_POLICY})
 
 
 def wanted(*, excluded: tuple[str, ...] = ()) -> dict[Hook, PacketProgram]:
@@ -245,6 +248,27 @@ def test_devices_run_the_packet_path_and_lo_its_own(path):
     assert path.faults == {}
 
 
+def test_where_there_is_policy_pods_devices_have_programs_of_their_own():
+    devices = (
+        Device(2, "eth0"),
+        Device(3, "cni0", kind="bridge"),
+        Device(4, "v10", kind="veth"),
+        Device(5, "v11", kind="veth", master=3, master_kind="bridge"),
+        Device(6, "vx0", kind="vxlan"),
+        Device(1, "lo", hardware=LOOPBACK),
+    )
+
+    chosen = wanted_programs(devices, DevicePatterns(), policy=True)
+
+    assert {(hook.device, hook.direction.name, program.value) for hook, program in chosen.items()} == {
+        (1, "EGRESS", "tc_loopback"),
+        *((device, "INGRESS", "tc_ingress") for device in (2, 6)),
+        *((device, "EGRESS", "tc_egress") for device in (2, 6)),
+        *((device, "INGRESS", "tc_from_pod") for device in (4, 5)),
+        *((device, "EGRESS", "tc_to_pod") for device in (4, 5)),
+    }
+
+
 def test_what_there_is_no_time_for_is_attached_later_the_youngest_devices_first(path, namespace):
     youngest = max(("v0", "v1"), key=ifindex)
 
@@ -259,7 +283,7 @@ def test_what_there_is_no_time_for_is_attached_later_the_youngest_devices_first(
 
 def test_to_replace_a_program_is_never_put_off(path, attachment, program):
     path.follow(wanted())
-    second = PacketPath(attachment, {name: program(name) for name in PacketProgram})
+    second = PacketPath(attachment, {name: program(name) for name in WITHOUT_POLICY})
 
     assert second.follow(wanted(), budget_s=0) == 5
     assert not second.is_behind
@@ -282,7 +306,7 @@ def test_other_programs_take_the_place_of_a_former_agents(path, attachment, prog
     path.follow(wanted())
     links = link_ids(attachment)
 
-    second = PacketPath(attachment, {name: program(name) for name in PacketProgram})
+    second = PacketPath(attachment, {name: program(name) for name in WITHOUT_POLICY})
 
     assert second.follow(wanted()) == 5
     assert link_ids(attachment) == links
@@ -329,7 +353,7 @@ def test_a_check_heals_what_somebody_detached(path, attachment):
 def test_a_device_that_takes_no_program_costs_only_itself(bpffs, namespace, program):
     """A qdisc of another kind is where ours would be."""
     tc_command("qdisc", "add", "dev", "v0", "ingress")
-    path = PacketPath(Clsact(), {name: program(name) for name in PacketProgram})
+    path = PacketPath(Clsact(), {name: program(name) for name in WITHOUT_POLICY})
 
     path.follow(wanted())
 

@@ -19,6 +19,10 @@ SERVICES = "/api/v1/namespaces/{}/services"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices"
 NODES = "/api/v1/nodes"
 NAMESPACES = "/api/v1/namespaces"
+PODS = "/api/v1/namespaces/{}/pods"
+POLICIES = "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"
+CLUSTER_POLICIES = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 def until(condition: Callable[[], T], deadline_s: float = 10.0, what: str = "the condition") -> T:
@@ -88,9 +92,14 @@ class ApiDriver:
         """Apply a merge patch."""
         return self.request("PATCH", f"{collection}/{name}", patch, "application/merge-patch+json")
 
-    def delete(self, collection: str, name: str) -> None:
-        """DELETE an object."""
-        self.request("DELETE", f"{collection}/{name}")
+    def set_status(self, collection: str, name: str, status: Object) -> Object:
+        """Merge into an object's status."""
+        path = f"{collection}/{name}/status"
+        return self.request("PATCH", path, {"status": status}, "application/merge-patch+json")
+
+    def delete(self, collection: str, name: str, **query: str) -> None:
+        """DELETE an object; ``gracePeriodSeconds="0"``: a pod at once."""
+        self.request("DELETE", f"{collection}/{name}", **query)
 
     @contextmanager
     def watch(self, path: str, deadline_s: float = 30.0, **query: str) -> Iterator[Iterator[Object]]:
@@ -157,3 +166,93 @@ def node(name: str, zone: str = "a") -> Object:
         "kind": "Node",
         "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
     }
+
+
+def pod(name: str, labels: dict[str, str] | None = None, node_name: str = "", **spec: Any) -> Object:
+    """Build a Pod; what it has for a status is set apart (`running`)."""
+    containers = [{"name": "main", "image": "none", "ports": [{"name": "web", "containerPort": 80}]}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": {"containers": containers, **({"nodeName": node_name} if node_name else {}), **spec},
+    }
+
+
+def running(*addresses: str) -> Object:
+    """Build the status of a pod that runs and has addresses."""
+    ips = [{"ip": address} for address in addresses]
+    return {"phase": "Running", "podIP": addresses[0], "podIPs": ips}
+
+
+def network_policy(name: str, **spec: Any) -> Object:
+    """Build a NetworkPolicy; of all pods, denying all ingress, unless ``spec`` says otherwise."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"podSelector": {}, **spec},
+    }
+
+
+def cluster_policy(name: str, **spec: Any) -> Object:
+    """Build a ClusterNetworkPolicy; of all pods, in the Admin tier, without rules, unless ``spec`` says otherwise."""
+    return {
+        "apiVersion": "policy.networking.k8s.io/v1alpha2",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"tier": "Admin", "priority": 100, "subject": {"namespaces": {}}, **spec},
+    }
+
+
+_DEFINITION: Object = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {
+        "name": "clusternetworkpolicies.policy.networking.k8s.io",
+        "annotations": {"api-approved.kubernetes.io": "unapproved, only for tests"},
+    },
+    "spec": {
+        "group": "policy.networking.k8s.io",
+        "scope": "Cluster",
+        "names": {
+            "plural": "clusternetworkpolicies",
+            "singular": "clusternetworkpolicy",
+            "kind": "ClusterNetworkPolicy",
+            "listKind": "ClusterNetworkPolicyList",
+        },
+        "versions": [
+            {
+                "name": "v1alpha2",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                },
+            }
+        ],
+    },
+}
+
+
+def define_cluster_policies(api: ApiDriver) -> None:
+    """Make the kind ClusterNetworkPolicy known to a server, and wait until it is."""
+    api.create(DEFINITIONS, _DEFINITION)
+    until(lambda: are_cluster_policies_defined(api), 30, "the definition")
+
+
+def undefine_cluster_policies(api: ApiDriver) -> None:
+    """Remove the kind, with all objects of it, and wait until it is gone."""
+    api.delete(DEFINITIONS, _DEFINITION["metadata"]["name"])
+    until(lambda: not are_cluster_policies_defined(api), 30, "the end of the definition")
+
+
+def are_cluster_policies_defined(api: ApiDriver) -> bool:
+    """Tell whether the server serves ClusterNetworkPolicies."""
+    try:
+        api.get(CLUSTER_POLICIES)
+    except Refused as refused:
+        if refused.code not in (404, 429):  # 429: a real one, just told of the definition
+            raise
+        return False
+    return True

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
+from tests.cluster import api_rules as rules
 from tests.cluster.api_faults import Do, Fault, Verb
 from tests.cluster.api_selectors import Selector, selector
 from tests.cluster.api_store import ApiError, Change, Object, Resource, Store, Version, expired
@@ -40,6 +41,7 @@ class Target(NamedTuple):
     resource: Resource
     namespace: str
     name: str
+    subresource: str = ""
 
 
 def parse_path(path: str) -> Target:
@@ -54,7 +56,8 @@ def parse_path(path: str) -> Target:
     namespace = ""
     if rest[0] == "namespaces" and len(rest) >= 3:
         namespace, rest = rest[1], rest[2:]
-    return Target(Resource(group, version, rest[0]), namespace, rest[1] if len(rest) > 1 else "")
+    name, subresource = (*rest[1:3], "", "")[:2]
+    return Target(Resource(group, version, rest[0]), namespace, name, subresource)
 
 
 def full(resource: Resource, version: Version) -> bytes:
@@ -80,11 +83,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         """Replace an object."""
-        self._answer(lambda: self._written(200, self._store.update(*self._object(), self._body())))
+        self._answer(lambda: self._written(200, self._update()))
 
     def do_PATCH(self) -> None:
         """Merge into an object."""
-        self._answer(lambda: self._written(200, self._store.merge(*self._object(), self._body())))
+        self._answer(lambda: self._written(200, self._merge()))
 
     def do_DELETE(self) -> None:
         """Delete an object."""
@@ -113,7 +116,10 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self._authenticate()
                 self._target = parse_path(url.path)
-                act()
+                if self._store.is_defined(self._target.resource):
+                    act()
+                else:
+                    self._undefined()
         except ApiError as error:
             extra = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
             self._send(error.code, msgspec.json.encode(error.status()), extra=extra)
@@ -183,10 +189,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def _post(self) -> None:
         self._note(Verb.WRITE)
-        self._written(201, self._store.create(self._target.resource, self._target.namespace, self._body()))
+        self._written(201, rules.create(self._store, self._target.resource, self._target.namespace, self._body()))
+
+    def _update(self) -> Version:
+        return rules.update(self._store, *self._object(), self._body(), self._target.subresource)
+
+    def _merge(self) -> Version:
+        return rules.merge(self._store, *self._object(), self._body(), self._target.subresource)
 
     def _delete(self) -> None:
-        self._written(200, self._store.delete(*self._object()))
+        grace = self._query.get("gracePeriodSeconds")
+        self._written(200, rules.delete(self._store, *self._object(), None if grace is None else int(grace)))
+
+    def _undefined(self) -> None:
+        """Answer for a kind that nothing defines, in the words of the real one, which are no Status."""
+        self._api.requests.append(Asked("undefined", self._target.resource.plural, dict(self._query)))
+        self._send(404, b"404 page not found\n", "text/plain; charset=utf-8")
 
     def _written(self, code: int, version: Version) -> None:
         self._send(code, full(self._target.resource, version))
@@ -203,7 +221,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _selector(self) -> Selector:
-        wanted = selector(self._query.get("labelSelector", ""), self._query.get("fieldSelector", ""))
+        wanted = selector(
+            self._query.get("labelSelector", ""), self._query.get("fieldSelector", ""), self._target.resource.plural
+        )
         namespace = self._target.namespace
         return lambda version: (not namespace or version.key[0] == namespace) and wanted(version)
 
@@ -324,6 +344,8 @@ class Handler(BaseHTTPRequestHandler):
             wait_s = min(bookmark_at, end) - time.monotonic()
             number, changes = self._store.wait(resource, number, min(max(wait_s, 0), 1))
             stream.send(line for change in changes for line in _lines(resource, change, wanted))
+            if not changes and not self._store.is_defined(resource):
+                return
             if time.monotonic() >= bookmark_at:
                 stream.send([_bookmark(resource, number)])
                 bookmark_at = min(time.monotonic() + bookmark_s, end)

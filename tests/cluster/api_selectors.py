@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-import msgspec
-
 from tests.cluster.api_store import ApiError, Version
 
 Selector = Callable[[Version], bool]
@@ -18,11 +16,15 @@ _REQUIREMENT = re.compile(
     r"|(?P<key>[\w./-]+)\s*(?:(?P<set>in|notin)\s*\((?P<values>[^)]*)\)|(?P<op>==|=|!=)\s*(?P<value>[\w./-]*))?)\s*"
 )
 
+_FIELD = re.compile(r"(?P<name>[\w./-]+)(?P<op>==|=|!=)(?P<value>.*)")
+_FIELDS = {"pods": ("status.phase", "spec.nodeName"), "events": ("involvedObject.",)}
+_NO_FIELDS: tuple[str, ...] = ()
 
-def selector(labels: str, fields: str) -> Selector:
+
+def selector(labels: str, fields: str, plural: str = "") -> Selector:
     """Return whether a version of an object is wanted; 400 for what is not understood."""
     wanted_labels = [_label(part) for part in _split(labels)]
-    wanted_fields = [_field(part) for part in _split(fields)]
+    wanted_fields = [_field(part, plural) for part in _split(fields)]
 
     def matches(version: Version) -> bool:
         return all(label(version.labels) for label in wanted_labels) and all(field(version) for field in wanted_fields)
@@ -49,14 +51,17 @@ def _label(text: str) -> Callable[[Mapping[str, str]], bool]:
     return lambda labels: key in labels
 
 
-def _field(text: str) -> Selector:
-    name, _, value = text.partition("=")
-    value = value.removeprefix("=")
-    if name == "metadata.name":
-        return lambda version: version.key[1] == value
-    if name == "metadata.namespace":
-        return lambda version: version.key[0] == value
-    if name.startswith("involvedObject."):  # of Events
-        field = name.removeprefix("involvedObject.")
-        return lambda version: msgspec.json.decode(version.bare).get("involvedObject", {}).get(field) == value
-    raise ApiError(400, "BadRequest", f"field label not supported: {name}")
+def _field(text: str, plural: str) -> Selector:
+    found = _FIELD.fullmatch(text)
+    if not found:
+        raise ApiError(400, "BadRequest", f"invalid selector: '{text}'; can't understand '{text}'")
+    name, value, is_wanted = found["name"], found["value"], found["op"] != "!="
+    if name not in ("metadata.name", "metadata.namespace") and not name.startswith(_FIELDS.get(plural, _NO_FIELDS)):
+        raise ApiError(400, "BadRequest", f"field label not supported: {name}")
+    return lambda version: (_value(version, name) == value) is is_wanted
+
+
+def _value(version: Version, name: str) -> str:
+    if name.startswith("metadata."):
+        return version.key[name == "metadata.name"]
+    return version.fields.get(name, "")

@@ -27,9 +27,25 @@ KINDS = {
     "namespaces": "Namespace",
     "pods": "Pod",
     "networkpolicies": "NetworkPolicy",
+    "clusternetworkpolicies": "ClusterNetworkPolicy",
+    "customresourcedefinitions": "CustomResourceDefinition",
     "configmaps": "ConfigMap",
     "events": "Event",
 }
+
+
+DEFINITIONS_GROUP = "apiextensions.k8s.io"
+BUILT_IN = frozenset({
+    "",
+    "apps",
+    "batch",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+    "networking.k8s.io",
+    "rbac.authorization.k8s.io",
+    DEFINITIONS_GROUP,
+})  # fmt: skip
+"""The groups that are there without a CustomResourceDefinition."""
 
 
 class ApiError(Exception):
@@ -80,14 +96,21 @@ class Resource(NamedTuple):
         return KINDS.get(self.plural, self.plural.capitalize())
 
 
+DEFINITIONS = Resource(DEFINITIONS_GROUP, "v1", "customresourcedefinitions")
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An object as it was at one version; ``bare`` is its JSON without apiVersion and kind, as lists carry it."""
+    """An object as it was at one version; ``bare`` is its JSON without apiVersion and kind, as lists carry it.
+
+    ``fields``: what field selectors may ask of it besides its name and namespace.
+    """
 
     key: Key
     number: int
     labels: Mapping[str, str]
     bare: bytes
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +135,7 @@ class Store:
     """All collections under one lock."""
 
     def __init__(self, first_version: int = 1000) -> None:
-        self.changed = threading.Condition()
+        self.changed = threading.Condition()  # reentrant
         self.current = first_version
         self.floor = first_version
         self._collections: dict[Resource, Collection] = {}
@@ -164,7 +187,7 @@ class Store:
             self.current += 1
             source = msgspec.json.decode(old.bare)
             source["metadata"]["resourceVersion"] = str(self.current)
-            last = Version(key, self.current, old.labels, _bare(source, source["metadata"]))
+            last = Version(key, self.current, old.labels, _bare(source, source["metadata"]), old.fields)
             collection = self._of(resource)
             del collection.present[key]
             collection.changes.append(Change(self.current, old, None, last))
@@ -203,6 +226,28 @@ class Store:
                     return max(self.current, after), changes
                 self.changed.wait(rest_s)
 
+    def is_defined(self, resource: Resource) -> bool:
+        """Tell whether there are objects of such a kind: it is built in, or a CustomResourceDefinition has it."""
+        if resource.group in BUILT_IN:
+            return True
+        with self.changed:
+            name = ("", f"{resource.plural}.{resource.group}")
+            definition = self._of(DEFINITIONS).present.get(name)
+        if definition is None:
+            return False
+        spec = msgspec.json.decode(definition.bare)["spec"]
+        return any(it["name"] == resource.version and it.get("served") for it in spec["versions"])
+
+    def undefine(self, key: Key) -> Version:
+        """Remove a CustomResourceDefinition, and before it the objects that it defines."""
+        with self.changed:
+            spec = msgspec.json.decode(self.get(DEFINITIONS, key).bare)["spec"]
+            for version in spec["versions"]:
+                resource = Resource(spec["group"], version["name"], spec["names"]["plural"])
+                for found in list(self._of(resource).present):
+                    self.delete(resource, found)
+            return self.delete(DEFINITIONS, key)
+
     def compact(self) -> None:
         """Forget the past; who watches from it is told so."""
         with self.changed:
@@ -223,7 +268,9 @@ class Store:
         self.current += 1
         metadata["resourceVersion"] = str(self.current)
         key = (metadata.get("namespace", ""), metadata["name"])
-        new = Version(key, self.current, metadata.get("labels") or {}, _bare(source, metadata))
+        new = Version(
+            key, self.current, metadata.get("labels") or {}, _bare(source, metadata), _fields(resource, source)
+        )
         collection = self._of(resource)
         collection.present[key] = new
         collection.changes.append(Change(self.current, old, new))
@@ -234,6 +281,16 @@ class Store:
 def _bare(source: Object, metadata: Object) -> bytes:
     rest = {name: value for name, value in source.items() if name not in ("apiVersion", "kind", "metadata")}
     return msgspec.json.encode({"metadata": dict(sorted(metadata.items())), **rest})
+
+
+def _fields(resource: Resource, source: Object) -> Mapping[str, str]:
+    """Return what field selectors see. Source: the API server's ToSelectableFields of pods, and its events'."""
+    if resource.plural == "pods":
+        spec, status = source.get("spec") or {}, source.get("status") or {}
+        return {"spec.nodeName": spec.get("nodeName") or "", "status.phase": status.get("phase") or ""}
+    if resource.plural == "events":
+        return {f"involvedObject.{name}": str(value) for name, value in source.get("involvedObject", {}).items()}
+    return {}
 
 
 def _merged(target: Any, patch: Any) -> Any:

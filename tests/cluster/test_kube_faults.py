@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.records import Kind, ListEnded, ListStarted
+from agent.core.records import SERVICE_KINDS, Kind, ListEnded, ListStarted
 from tests.cluster.api_driver import SERVICES, SLICES, ApiDriver, endpoint_slice, service, until
 from tests.cluster.api_faults import Do, Fault
 from tests.cluster.api_servers import OUR_TOKEN, OurApiServer, driver
@@ -385,7 +385,7 @@ def test_the_same_server_back_again_is_resumed(ours: OurApiServer, api: ApiDrive
             assert_converges(followed, api)
 
     assert (lists(ours), followed.errors["rewound"]) == (1, 0)
-    assert [followed.count(ListStarted, kind) for kind in Kind] == [1, 1, 1]
+    assert [followed.count(ListStarted, kind) for kind in SERVICE_KINDS] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_nothing_is_resumed_until_the_server_has_said_who_it_is(
         fault = ours.server.faults.add(replace(fault, resource="services", verb="find", times=6))
         ours.server.start()
         assert_converges(followed, api)
-        until(lambda: [followed.count(ListEnded, kind) for kind in Kind] == [2, 2, 2])
+        until(lambda: [followed.count(ListEnded, kind) for kind in SERVICE_KINDS] == [2, 2, 2])
 
     assert fault.hits == 6
     assert followed.names(Kind.SERVICE) == {"kubernetes", "web-0", "new"}

@@ -31,8 +31,15 @@ COLLECTIONS = {
 Json = dict[str, Any]
 
 
+POLICY_RBAC = BASE.parent / "components/network-policy/rbac.yaml"
+
+
 def objects() -> list[Json]:
     return [item for name in ("rbac", "daemonset") for item in yaml.safe_load_all((BASE / f"{name}.yaml").read_text())]
+
+
+def policy_objects() -> list[Json]:
+    return list(yaml.safe_load_all(POLICY_RBAC.read_text()))
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def admin(api: RealApiServer) -> Iterator[ApiDriver]:
     made = driver(api)
     until(lambda: "kube-system" in {item["metadata"]["name"] for item in made.get("/api/v1/namespaces")["items"]})
     yield made
-    for item in objects():
+    for item in [*objects(), *policy_objects()]:
         with contextlib.suppress(Refused):  # where applying them failed
             made.request("DELETE", f"{COLLECTIONS[item['kind']]}/{item['metadata']['name']}")
 
@@ -62,13 +69,33 @@ def token(admin: ApiDriver) -> str:
     return str(made["status"]["token"])
 
 
+def allow_policy(admin: ApiDriver, account: ApiDriver) -> None:
+    """Apply the component, and wait until the server heeds it."""
+    for item in policy_objects():
+        admin.request("POST", COLLECTIONS[item["kind"]], item, fieldValidation="Strict")
+
+    def is_allowed() -> bool:
+        with contextlib.suppress(Refused):
+            return bool(account.get("/api/v1/pods"))
+        return False
+
+    until(is_allowed, what="the component's role")
+
+
+@pytest.mark.parametrize("policy", [False, True], ids=["services", "policy"])
 def test_the_account_may_do_what_the_agent_does(
-    api: RealApiServer, admin: ApiDriver, token: str, tmp_path: Path
+    api: RealApiServer, admin: ApiDriver, token: str, tmp_path: Path, *, policy: bool
 ) -> None:
+    if policy:
+        allow_policy(admin, ApiDriver(api.url, token, api.ca_file))
     client = KubeClient(KubeTarget(write_kubeconfig(tmp_path / "kubeconfig", api, token)))
     failures: list[tuple[str, str]] = []
     events: list[Event] = []
-    source = KubeSource(client, "node-1", events.append, lambda cause, message: failures.append((cause, message)))
+
+    def on_error(cause: str, message: str) -> None:
+        failures.append((cause, message))
+
+    source = KubeSource(client, "node-1", events.append, on_error, policy=policy)
     source.start()
     try:
         until(lambda: source.is_synced or failures, what="every list is complete")
@@ -88,10 +115,11 @@ def test_the_account_may_do_what_the_agent_does(
     [
         ("GET", "/api/v1/secrets"),
         ("GET", "/api/v1/pods"),
+        ("GET", "/apis/networking.k8s.io/v1/networkpolicies"),
         ("GET", f"{NODES}/node-1"),
         ("DELETE", f"{SERVICES.format('default')}/kubernetes"),
     ],
-    ids=["secrets", "pods", "one node", "delete"],
+    ids=["secrets", "pods", "policies", "one node", "delete"],
 )
 def test_the_account_may_do_nothing_else(api: RealApiServer, token: str, method: str, path: str) -> None:
     with pytest.raises(Refused) as refused:

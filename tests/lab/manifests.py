@@ -111,14 +111,42 @@ def node(name: str, addresses: Sequence[str], pod_cidrs: Sequence[str], zone: st
     }
 
 
-def pod(name: str, node_name: str, ips: Sequence[str], app: str) -> Object:
-    """Build a running Pod."""
+def pod(
+    name: str,
+    node_name: str,
+    ips: Sequence[str],
+    app: str,
+    *,
+    namespace: str = NAMESPACE,
+    ports: Sequence[tuple[str, int, str]] = (),
+    phase: str = "Running",
+    **labels: str,
+) -> Object:
+    """Build a running Pod; ``ports``: name, number and protocol of those that have a name."""
+    named = [{"name": port, "containerPort": number, "protocol": protocol} for port, number, protocol in ports]
+    container = {"name": "server", "image": "example.invalid/server", **({"ports": named} if named else {})}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": _meta(name, labels={"app": app}),
-        "spec": {"nodeName": node_name, "containers": [{"name": "server", "image": "example.invalid/server"}]},
-        "status": {"phase": "Running", "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]},
+        "metadata": {"name": name, "namespace": namespace, "labels": {"app": app, **labels}},
+        "spec": {"nodeName": node_name, "containers": [container]},
+        "status": {"phase": phase, "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]},
+    }
+
+
+def namespace(name: str = NAMESPACE, **labels: str) -> Object:
+    """Build a Namespace."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def network_policy(name: str, app: str = "", *, namespace: str = NAMESPACE, **spec: Any) -> Object:
+    """Build a NetworkPolicy about the pods of an app, or of the whole namespace; ``spec`` is the rest of its spec."""
+    subject = {"matchLabels": {"app": app}} if app else {}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"podSelector": subject, **spec},
     }
 
 

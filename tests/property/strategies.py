@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from agent.core.addresses import AddressRange
 from agent.core.records import (
+    SERVICE_KINDS,
     AddressesChanged,
     Algorithm,
     Delete,
@@ -142,4 +143,4 @@ batches: st.SearchStrategy[list[Event]] = st.lists(changes, min_size=1, max_size
 
 def first_lists() -> list[Event]:
     """Every kind listed, with nothing in it."""
-    return [event(kind) for kind in Kind for event in (ListStarted, ListEnded)]
+    return [event(kind) for kind in SERVICE_KINDS for event in (ListStarted, ListEnded)]

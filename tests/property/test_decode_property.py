@@ -11,7 +11,7 @@ from agent.sources.convert import pack
 from agent.sources.decode import UNNAMED, Decoder
 from tests.property import wire_strategies as wire
 
-decoder = Decoder(wire.NODE_NAME)
+decoder = Decoder(wire.NODE_NAME, policy=True)
 kinds = st.sampled_from(list(Kind))
 any_object = st.one_of(
     st.tuples(st.just(Kind.SERVICE), wire.services()), st.tuples(st.just(Kind.ENDPOINT_SLICE), wire.slices())
@@ -93,6 +93,17 @@ def test_one_bad_value_never_raises_and_never_hides_which_object_it_is_in(pair):
             assert record.key == ObjectKey("shop", value["metadata"]["name"])
         case Malformed() | Delete():
             assert event.key == ObjectKey("shop", value["metadata"]["name"])
+
+
+@given(wire.spoiled_policy())
+def test_one_bad_value_of_policy_never_raises_and_never_hides_which_object_it_is_in(pair):
+    kind, value = pair
+    event, version = decoder.decode(kind, encode(value))
+
+    assert verdict(event) == verdict(decoder.decode_object(kind, value))
+    assert version == "7"
+    key = event.record.key if isinstance(event, Upsert) else event.key
+    assert key == ObjectKey(value["metadata"].get("namespace", ""), "web")
 
 
 @given(kinds, wire.values)

@@ -4,6 +4,8 @@ import copy
 
 from hypothesis import strategies as st
 
+from agent.core.records import Kind
+
 NODE_NAME = "here"
 
 _names = st.sampled_from(["here", "there", "elsewhere"])
@@ -97,3 +99,78 @@ def spoiled(draw, objects):
         inner = inner[step]
     inner[last] = draw(values)
     return value
+
+
+def _metadata(namespace="shop"):
+    named = {
+        "name": "web",
+        "resourceVersion": "7",
+        "labels": {"app": "web"},
+        "creationTimestamp": "2025-01-01T00:00:00Z",
+    }
+    return named | ({"namespace": namespace} if namespace else {})
+
+
+_SELECTOR = {
+    "matchLabels": {"app": "web"},
+    "matchExpressions": [{"key": "a", "operator": "In", "values": ["1"]}, {"key": "b", "operator": "Exists"}],
+}
+_CONTAINER = {"name": "main", "ports": [{"name": "web", "containerPort": 80, "protocol": "TCP"}]}
+POLICY_OBJECTS = {
+    Kind.POD: {
+        "metadata": _metadata() | {"deletionTimestamp": "2025-01-01T00:00:00Z"},
+        "spec": {
+            "nodeName": NODE_NAME,
+            "hostNetwork": False,
+            "containers": [_CONTAINER],
+            "initContainers": [_CONTAINER | {"restartPolicy": "Always"}],
+        },
+        "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]},
+    },
+    Kind.NAMESPACE: {"metadata": _metadata("")},
+    Kind.NETWORK_POLICY: {
+        "metadata": _metadata(),
+        "spec": {
+            "podSelector": _SELECTOR,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [
+                {
+                    "from": [
+                        {"podSelector": _SELECTOR, "namespaceSelector": {}},
+                        {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}},
+                    ],
+                    "ports": [{"protocol": "UDP", "port": 80, "endPort": 90}, {"port": "web"}],
+                }
+            ],
+            "egress": [{"to": [{"podSelector": {}}]}],
+        },
+    },
+    Kind.CLUSTER_NETWORK_POLICY: {
+        "metadata": _metadata(""),
+        "spec": {
+            "tier": "Admin",
+            "priority": 5,
+            "subject": {"pods": {"namespaceSelector": {}, "podSelector": _SELECTOR}},
+            "ingress": [{"action": "Pass", "from": [{"namespaces": _SELECTOR}], "protocols": [{"tcp": {}}]}],
+            "egress": [
+                {
+                    "name": "out",
+                    "action": "Deny",
+                    "to": [{"networks": ["10.0.0.0/8"]}, {"pods": {"podSelector": {}}}],
+                    "protocols": [
+                        {"udp": {"destinationPort": {"number": 53}}},
+                        {"sctp": {"destinationPort": {"range": {"start": 1, "end": 9}}}},
+                        {"destinationNamedPort": "web"},
+                    ],
+                }
+            ],
+        },
+    },
+}
+"""One object of each kind that policy is made of, with every field that is read."""
+
+
+def spoiled_policy():
+    """One of those, of which a part is any value."""
+    kinds = st.sampled_from(sorted(POLICY_OBJECTS))
+    return kinds.flatmap(lambda kind: st.tuples(st.just(kind), spoiled(st.just(POLICY_OBJECTS[kind]))))

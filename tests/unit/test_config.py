@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,13 @@ from agent.config import Config, describe, load
 from agent.config_fields import FIELDS, DetectLocalMode
 from agent.config_values import BindAddress, Network, PortRange, go_duration, seconds
 from agent.core.abi import MapSizes
+from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
 from agent.core.records import Algorithm, Forwarding
 from agent.errors import ConfigError
+
+WITH_POLICY = MapSizes(
+    identities=65_536, blocks=16_384, policy=131_072, subjects=1_024, connections=65_536, events=262_144
+)
 
 # What `kubeadm init phase addon kube-proxy` stores: every field, most of them empty.
 KUBEADM = """\
@@ -234,6 +240,26 @@ def test_a_kube_proxy_field_without_effect_is_named(from_text, line, unused):
         ("{syncPeriod: 5s, iptables: {syncPeriod: 20s}}", "sync_period_s", 5.0),
         ("socketLB: off", "socket_lb", "off"),
         ("rememberPeer: false", "remember_peer", False),
+        ("", "network_policy", NetworkPolicyMode.OFF),
+        ("networkPolicy: off", "network_policy", NetworkPolicyMode.OFF),
+        ("networkPolicy: standard", "network_policy", NetworkPolicyMode.STANDARD),
+        ("networkPolicy: strict", "network_policy", NetworkPolicyMode.STRICT),
+        ("", "policy_overflow", PolicyOverflow.CLOSED),
+        ("policyOverflow: open", "policy_overflow", PolicyOverflow.OPEN),
+        ("", "policy_answer", PolicyAnswer.DROP),
+        ("policyAnswer: reject", "policy_answer", PolicyAnswer.REJECT),
+        ("", "anti_spoofing", True),
+        ("antiSpoofing: false", "anti_spoofing", False),
+        ("", "flow_sample", 0),
+        ("flowSample: 64", "flow_sample", 64),
+        ("", "map_sizes", MapSizes()),
+        ("mapSizes: {identities: 9, policy: 9, events: 8192}", "map_sizes", MapSizes()),
+        ("networkPolicy: strict", "map_sizes", WITH_POLICY),
+        (
+            "{networkPolicy: standard, mapSizes: {subjects: 7, events: 8192, conntrack: 6}}",
+            "map_sizes",
+            replace(WITH_POLICY, subjects=7, events=8_192, conntrack=6),
+        ),
         ("bindAddressHardFail: true", "bind_address_hard_fail", True),
         ("oomScoreAdj: 0", "oom_score_adj", 0),
         ("mapSizes: {socketOrigins: 65536}", "map_sizes", MapSizes(socket_origins=65536)),
@@ -260,6 +286,14 @@ def test_a_field_is_applied(from_text, text, attribute, expected):
         ("mapSizes: {frontends: 0}", "mapSizes.frontends: is 0; accepted: a whole number from 1 to 16777216"),
         ("mapSizes: {socketOrigins: 30000}", "mapSizes.socketOrigins: is 30000; accepted: a power of two, like 32768"),
         ("socketLB: some", "socketLB: is 'some'; accepted: all, host, off"),
+        ("networkPolicy: true", "networkPolicy: is True; accepted: off, standard, strict"),
+        ("policyOverflow: some", "policyOverflow: is 'some'; accepted: closed, open"),
+        ("policyAnswer: some", "policyAnswer: is 'some'; accepted: drop, reject"),
+        ("antiSpoofing: 1", "antiSpoofing: is a number; accepted: true or false"),
+        ("flowSample: -1", "flowSample: is -1; accepted: a whole number from 0 to 2147483647"),
+        ("mapSizes: {subjects: 0}", "mapSizes.subjects: is 0; accepted: a whole number from 1 to 16777216"),
+        ("mapSizes: {events: 5000}", "mapSizes.events: is 5000; accepted: a power of two, like 8192"),
+        ("mapSizes: {events: 2048}", "mapSizes.events: is 2048; accepted: a whole number from 4096 to 268435456"),
         ("rememberPeer: 'yes'", "rememberPeer: is a string; accepted: true or false"),
         (
             "healthzBindAddress: localhost:1",
@@ -542,8 +576,21 @@ def test_a_flag_that_cannot_be_read_is_a_fault(argument, fault):
         "{iptables: {masqueradeAll: true}, sourcePorts: 40000-50000, forwarding: dsr, algorithm: maglev}",
         "{clientConnection: {qps: 7.5, burst: 3}, bindAddress: 'fd00::1', iptables: {localhostNodePorts: false}}",
         "{devices: ['eth*', ens3], excludeDevices: cni0, allowedExternalIPs: ['::/9'], mapSizes: {fragments: 9}}",
+        "{networkPolicy: strict, policyAnswer: reject, flowSample: 9, mapSizes: {identities: 9, events: 4096}}",
+        "{networkPolicy: off, policyOverflow: open, antiSpoofing: false, mapSizes: {identities: 9}}",
     ],
-    ids=["defaults", "kubeadm", "ours", "bridge", "conntrack", "packet path", "requests", "devices"],
+    ids=[
+        "defaults",
+        "kubeadm",
+        "ours",
+        "bridge",
+        "conntrack",
+        "packet path",
+        "requests",
+        "devices",
+        "policy",
+        "no policy",
+    ],
 )
 def test_a_described_configuration_loads_as_itself(from_text, text):
     config = from_text(text)

@@ -13,7 +13,7 @@ from agent.config_values import PortRange
 from agent.core.addresses import AddressRange, parse_address
 from agent.core.flows import Timeouts
 from agent.core.network import DevicePatterns, PodDetection
-from agent.core.options import ServiceOptions
+from agent.core.options import NetworkPolicyMode, ServiceOptions
 from agent.core.records import Algorithm, Forwarding
 
 NETWORKS = (ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("2001:db8::/64"))
@@ -95,3 +95,10 @@ def test_programs_and_sweep_have_the_same_timeouts():
 
 def test_the_defaults_are_those_of_the_sweep():
     assert flow_timeouts(config()) == Timeouts()
+
+
+@pytest.mark.parametrize(("mode", "policy"), [("off", False), ("standard", True), ("strict", True)])
+def test_policy(mode, policy):
+    options = dataplane_options(config(network_policy=NetworkPolicyMode(mode), anti_spoofing=False))
+
+    assert (options.programs.policy, options.programs.anti_spoofing) == (policy, False)

@@ -10,6 +10,7 @@ import pytest
 from agent.config import Config
 from agent.config_remarks import read_ephemeral_ports, remarks
 from agent.config_values import PortRange
+from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
 
 PODS = (ipaddress.ip_network("10.244.0.0/16"),)
 USUAL = PortRange(32_768, 60_999)
@@ -35,6 +36,13 @@ def config(**changes: object) -> Config:
         pytest.param(config(), PortRange(29_999, 60_999), ["sourcePorts 10000-29999 overlap"], id="one port above"),
         pytest.param(config(), PortRange(1_024, 10_000), ["sourcePorts 10000-29999 overlap"], id="one port below"),
         pytest.param(config(), PortRange(30_000, 60_999), [], id="side by side"),
+        pytest.param(
+            config(policy_overflow=PolicyOverflow.OPEN, policy_answer=PolicyAnswer.REJECT, flow_sample=1),
+            USUAL,
+            ["networkPolicy is off: policyOverflow, policyAnswer, flowSample have no effect"],
+            id="policy is off",
+        ),
+        pytest.param(config(network_policy=NetworkPolicyMode.STRICT, flow_sample=1), USUAL, [], id="policy is on"),
         pytest.param(config(source_ports=PortRange(1_024, 65_535)), None, [], id="ports not known"),
     ],
 )

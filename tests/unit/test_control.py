@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import AgentUnreachable
-from agent.observe.control import SOCKET, ControlServer, ask
+from agent.errors import AgentUnreachable, EbproxyError
+from agent.observe.control import SOCKET, ControlServer, ask, ask_stream
 
 
 @pytest.fixture
@@ -85,6 +85,87 @@ def test_a_socket_left_by_a_killed_agent_is_replaced(tmp_path: Path) -> None:
     assert ask(tmp_path, "status") == 1
     served.stop()
     assert not (tmp_path / SOCKET).exists()
+
+
+@pytest.fixture
+def talkative(tmp_path: Path) -> Iterator[Path]:
+    """Give an agent that answers by what it is asked with."""
+
+    def refuse() -> None:
+        raise EbproxyError("policy is off")
+
+    def count(until: int, *, follow: bool = False) -> Iterator[int | None]:
+        yield from range(until)
+        while follow:
+            yield None
+            threading.Event().wait(0.005)
+
+    served = ControlServer(tmp_path, {"echo": lambda text: text, "refuse": refuse, "count": count})
+    served.start()
+    yield tmp_path
+    served.stop()
+
+
+@pytest.mark.parametrize("text", ["plain", "two words", 'a "quote"', "line\nbreak", "Zürich", {"a": [1]}], ids=repr)
+def test_what_goes_with_a_question_arrives(talkative: Path, text: object) -> None:
+    assert ask(talkative, "echo", text=text) == text
+
+
+@pytest.mark.parametrize(
+    ("question", "given", "said"),
+    [
+        ("refuse", {}, "policy is off"),
+        ("echo", {}, "missing a required argument"),
+        ("echo", {"text": 1, "more": 2}, "unexpected keyword argument"),
+        ("echo {", {}, "question echo"),
+    ],
+    ids=["refused", "too little", "too much", "no JSON"],
+)
+def test_a_question_that_has_no_answer_is_told_why(talkative: Path, question: str, given: dict, said: str) -> None:
+    with pytest.raises(AgentUnreachable, match=said):
+        ask(talkative, question, **given)
+    with pytest.raises(AgentUnreachable, match=said):
+        list(ask_stream(talkative, question, **given))
+
+
+def test_a_stream_is_read_part_by_part(talkative: Path) -> None:
+    assert list(ask_stream(talkative, "count", until=3)) == [0, 1, 2]
+
+
+def test_who_leaves_a_stream_ends_it(talkative: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stream = ask_stream(talkative, "count", until=2, follow=True)
+    assert [next(stream), next(stream)] == [0, 1]
+
+    stream.close()
+
+    until_threads_end()
+    assert not [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("rest", [b'{"answer": 2', b"\xff\n"], ids=["in the middle", "with noise"])
+def test_a_stream_that_breaks_off_says_so(tmp_path: Path, rest: bytes) -> None:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(tmp_path / SOCKET))
+        listener.listen()
+        stream = ask_stream(tmp_path, "count")
+
+        def serve() -> None:
+            served, _ = listener.accept()
+            served.sendall(b'{"answer": 1}\n' + rest)
+            served.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert next(stream) == 1
+        with pytest.raises(AgentUnreachable, match="broke off"):
+            next(stream)
+        thread.join()
+
+
+def test_a_stream_of_nobody_says_so(tmp_path: Path) -> None:
+    with pytest.raises(AgentUnreachable, match="no agent answers"):
+        next(ask_stream(tmp_path, "count"))
 
 
 def until_threads_end() -> None:

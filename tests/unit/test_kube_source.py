@@ -155,6 +155,22 @@ def test_what_is_watched() -> None:
     ]
 
 
+def test_what_is_watched_for_policy() -> None:
+    policy = resources("n1", policy=True)[len(resources("n1")) :]
+
+    assert [(found.kind, found.path, found.selector, found.is_optional) for found in policy] == [
+        (Kind.POD, "/api/v1/pods", (("fieldSelector", "status.phase!=Succeeded,status.phase!=Failed"),), False),
+        (Kind.NAMESPACE, "/api/v1/namespaces", (), False),
+        (Kind.NETWORK_POLICY, "/apis/networking.k8s.io/v1/networkpolicies", (), False),
+        (
+            Kind.CLUSTER_NETWORK_POLICY,
+            "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+            (),
+            True,
+        ),
+    ]
+
+
 # Events
 
 
@@ -236,6 +252,14 @@ def test_a_warning_is_posted_though_its_object_is_not_found(found: bytes | Sourc
         (Kind.SERVICE, KEY, "/api/v1/namespaces/shop/services"),
         (Kind.ENDPOINT_SLICE, KEY, "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices"),
         (Kind.NODE, ObjectKey("", "web"), "/api/v1/nodes"),
+        (Kind.POD, KEY, "/api/v1/namespaces/shop/pods"),
+        (Kind.NAMESPACE, ObjectKey("", "web"), "/api/v1/namespaces"),
+        (Kind.NETWORK_POLICY, KEY, "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies"),
+        (
+            Kind.CLUSTER_NETWORK_POLICY,
+            ObjectKey("", "web"),
+            "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+        ),
     ],
     ids=str,
 )

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.records import Delete, Kind, ListEnded, ListStarted, Malformed, ObjectKey, Upsert
+from agent.core.records import (
+    POLICY_KINDS,
+    SERVICE_KINDS,
+    Delete,
+    Kind,
+    ListEnded,
+    ListStarted,
+    Malformed,
+    ObjectKey,
+    Upsert,
+)
 from agent.errors import ConfigError
 from agent.sources import writers
 from agent.sources.decode import Decoder
@@ -21,6 +31,7 @@ from agent.sources.manifests import ManifestSource
 from tests.lab.polling import until
 
 DEADLINE_S = 5.0
+KINDS = Decoder("here").kinds
 
 
 def service(name="web", address="10.96.0.1", namespace="shop"):
@@ -89,7 +100,7 @@ class Watched:
     def listed(self):
         """Return what is emitted up to the end of the last list."""
         events = [self.next()]
-        while not (isinstance(events[-1], ListEnded) and events[-1].kind is list(Kind)[-1]):
+        while not (isinstance(events[-1], ListEnded) and events[-1].kind is KINDS[-1]):
             events.append(self.next())
         return events
 
@@ -131,7 +142,7 @@ def names(events):
 
 class TestFirstLoad:
     def test_empty(self, watched):
-        assert watched.start() == [step(kind) for kind in Kind for step in (ListStarted, ListEnded)]
+        assert watched.start() == [step(kind) for kind in KINDS for step in (ListStarted, ListEnded)]
 
     def test_every_kind_in_its_list(self, watched):
         watched.write("a.yaml", endpoint_slice(), service(), NODE)
@@ -735,6 +746,14 @@ class TestContents:
             ("v1", "EndpointSlice", "discovery.k8s.io/v1 EndpointSlice"),
             ("discovery.k8s.io/v1beta1", "EndpointSlice", "discovery.k8s.io/v1 EndpointSlice"),
             ("discovery.k8s.io/v1", "EndpointsSlice", "discovery.k8s.io/v1 EndpointSlice"),
+            ("v1", "NetworkPolicy", "networking.k8s.io/v1 NetworkPolicy"),
+            ("extensions/v1beta1", "NetworkPolicy", "networking.k8s.io/v1 NetworkPolicy"),
+            (
+                "policy.networking.k8s.io/v1alpha1",
+                "ClusterNetworkPolicy",
+                "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy",
+            ),
+            ("v1", "Pods", "v1 Pod"),
         ],
     )
     def test_misspelt(self, version, kind, meant):
@@ -744,10 +763,14 @@ class TestContents:
 
     @pytest.mark.parametrize("suffix", ["", "List"])
     def test_simply_others(self, suffix):
-        core = """Binding ComponentStatus ConfigMap Endpoints Event LimitRange Namespace PersistentVolume
-            PersistentVolumeClaim Pod PodTemplate ReplicationController ResourceQuota Secret ServiceAccount"""
+        core = """Binding ComponentStatus ConfigMap Endpoints Event LimitRange PersistentVolume
+            PersistentVolumeClaim PodTemplate ReplicationController ResourceQuota Secret ServiceAccount"""
         types = [("v1", kind) for kind in core.split()]
         types += [("apps/v1", "Deployment"), ("networking.k8s.io/v1", "ServiceCIDR"), ("batch/v1", "Job")]
+        types += [("crd.projectcalico.org/v1", "NetworkPolicy"), ("policy/v1", "PodDisruptionBudget")]
+        types += [
+            ("policy.networking.k8s.io/v1alpha1", kind) for kind in ("AdminNetworkPolicy", "BaselineAdminNetworkPolicy")
+        ]
         types += [("config.openshift.io/v1", "Node"), ("metrics.k8s.io/v1beta1", "NodeMetrics")]
         text = "\n---\n".join(f"{{apiVersion: {version}, kind: {kind}{suffix}}}" for version, kind in types)
 
@@ -771,6 +794,63 @@ class TestContents:
         ((_, value),) = read_contents(service().encode(), is_json=False).objects
 
         assert value["metadata"]["creationTimestamp"] == "2024-05-01T10:00:00Z"
+
+
+POD = "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: shop}, status: {podIP: 10.0.0.1}}"
+NAMESPACE = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}"
+POLICY = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec: {podSelector: {}, ingress: [{ports: [{port: 80}]}]}
+"""
+CLUSTER_POLICY = """\
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: all}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}}
+"""
+
+
+@pytest.mark.parametrize("policy", [True, False], ids=["on", "off"])
+def test_policy_is_read_where_it_is_on(tmp_path, policy):
+    documents = [CLUSTER_POLICY, POLICY, NAMESPACE, POD, service()]
+    (tmp_path / "a.yaml").write_text("\n---\n".join(documents))
+    events = queue.Queue()
+    decoder = Decoder("here", policy=policy)
+    source = ManifestSource(tmp_path, decoder, events.put)
+    source.start()
+    try:
+        found = [events.get(timeout=DEADLINE_S)]
+        while not (isinstance(found[-1], ListEnded) and found[-1].kind is decoder.kinds[-1]):
+            found.append(events.get(timeout=DEADLINE_S))
+    finally:
+        source.stop()
+    read = {(event.record.kind, str(event.record.key)) for event in found if isinstance(event, Upsert)}
+
+    listed = [event.kind for event in found if isinstance(event, ListStarted)]
+    of_policy = {
+        (Kind.POD, "shop/web"),
+        (Kind.NAMESPACE, "shop"),
+        (Kind.NETWORK_POLICY, "shop/web"),
+        (Kind.CLUSTER_NETWORK_POLICY, "all"),
+    }
+    assert read == {(Kind.SERVICE, "shop/web")} | (of_policy if policy else set())
+    assert set(listed) == SERVICE_KINDS | (POLICY_KINDS if policy else set())
+
+
+def test_a_policy_that_cannot_be_read_is_told_with_its_field(tmp_path):
+    (tmp_path / "a.yaml").write_text(POLICY.replace("80", "0"))
+    events = queue.Queue()
+    source = ManifestSource(tmp_path, Decoder("here", policy=True), events.put)
+    source.start()
+    try:
+        while not isinstance(event := events.get(timeout=DEADLINE_S), Malformed):
+            assert event != ListEnded(Kind.CLUSTER_NETWORK_POLICY)
+    finally:
+        source.stop()
+
+    assert (event.kind, event.key, event.field) == (Kind.NETWORK_POLICY, key(), "spec.ingress[0].ports[0].port")
 
 
 def test_a_link_to_the_directory_is_watched(tmp_path):

@@ -35,7 +35,7 @@ CONFIGS = sorted(MANIFESTS.rglob("config.yaml"))
 CAPABILITIES = ["BPF", "NET_ADMIN", "PERFMON"]
 _METRIC = re.compile(r"\b(?:ebproxy|kubeproxy)_[a-z_]+\b")
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count")
-METRIC_SOURCES = ("observe/metrics.py", "live_metrics.py")
+METRIC_SOURCES = ("observe/metrics.py", "observe/policy_metrics.py", "live_metrics.py")
 
 
 def name_of(path: Path) -> str:
@@ -83,24 +83,34 @@ def test_every_file_is_yaml(path: Path) -> None:
     assert all(isinstance(document, dict) for document in documents(path))
 
 
+NETWORK_POLICY = "components/network-policy/rbac.yaml"
+
+
+def granted(*files: str) -> set[tuple[str, str, str]]:
+    """The groups, resources and verbs that the ClusterRoles of some files allow."""
+    roles = [it for file in files for it in documents(MANIFESTS / file) if it["kind"] == "ClusterRole"]
+    return {
+        (group, resource, verb)
+        for role in roles
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
 class TestRbac:
-    rules = next(d for d in documents(MANIFESTS / "base/rbac.yaml") if d["kind"] == "ClusterRole")["rules"]
-
-    def granted(self) -> set[tuple[str, str, str]]:
-        return {
-            (group, resource, verb)
-            for rule in self.rules
-            for group in rule["apiGroups"]
-            for resource in rule["resources"]
-            for verb in rule["verbs"]
-        }
-
-    def test_grants_what_is_used_and_nothing_else(self) -> None:
-        watched = [resource.path.split("/") for resource in resources("node")]
+    @pytest.mark.parametrize(
+        ("policy", "files"),
+        [(False, ["base/rbac.yaml"]), (True, ["base/rbac.yaml", NETWORK_POLICY])],
+        ids=["base", "with policy"],
+    )
+    def test_grants_what_is_used_and_nothing_else(self, policy: bool, files: list[str]) -> None:
+        watched = [resource.path.split("/") for resource in resources("node", policy=policy)]
         groups = {path[-1]: path[2] if path[1] == "apis" else "" for path in watched}
         used = {(group, name, verb) for name, group in groups.items() for verb in ("list", "watch")}
 
-        assert used | {("", "events", "create")} == self.granted()
+        assert used | {("", "events", "create")} == granted(*files)
 
     def test_events_are_posted_as_granted(self) -> None:
         posted: list[tuple[str, str]] = []
@@ -124,8 +134,11 @@ class TestRbac:
 
     def test_the_binding_is_the_daemonsets(self) -> None:
         account, _, binding = documents(MANIFESTS / "base/rbac.yaml")
+        role, other = documents(MANIFESTS / NETWORK_POLICY)
 
         assert pod()["serviceAccountName"] == account["metadata"]["name"] == binding["subjects"][0]["name"]
+        assert binding["subjects"] == other["subjects"]
+        assert other["roleRef"]["name"] == role["metadata"]["name"]
 
 
 class TestDaemonSet:

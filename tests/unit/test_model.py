@@ -10,6 +10,7 @@ from agent.core.abi import FrontendKind
 from agent.core.addresses import format_address
 from agent.core.model import Model
 from agent.core.records import (
+    SERVICE_KINDS,
     AddressesChanged,
     Delete,
     Event,
@@ -191,7 +192,7 @@ def test_a_relist_of_one_kind_leaves_the_others():
 
 def test_the_model_is_synced_when_every_kind_was_listed():
     model = Model("n1")
-    for kind in Kind:
+    for kind in SERVICE_KINDS:
         assert not model.is_synced
         model.apply(ListEnded(kind))  # an end without a beginning says nothing
         assert not model.is_synced
@@ -371,7 +372,7 @@ def test_a_service_that_gives_up_its_node_port_is_left_alone():
 
 def test_addresses_that_are_awaited():
     model = Model("n1", awaits_addresses=True)
-    for kind in Kind:
+    for kind in SERVICE_KINDS:
         for event in listed(kind):
             model.apply(event)
     assert not model.is_synced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 
 import pytest
@@ -251,3 +252,32 @@ def test_addresses_that_another_proxy_gave_the_node_are_not_its_own():
     network = Network(devices, (address("192.0.2.1", device=2), address("10.96.0.1", device=3)))
 
     assert network.local == {parse_address("192.0.2.1")}
+
+
+@pytest.mark.parametrize(
+    ("pods", "own", "expected"),
+    [
+        (PodDetection(("10.0.0.0/8",)), [], {"10.0.0.0/8": 1, "::/0": 4, "0.0.0.0/0": 0}),
+        (PodDetection(("10.0.0.0/8", "fd00::/16")), ["10.1.0.0/24"], {"10.0.0.0/8": 1, "fd00::/16": 1, "10.1.0.0/24": 3}),
+        (PodDetection(("10.1.0.0/24", "fd00::/16")), ["10.1.0.0/24"], {"10.1.0.0/24": 3, "fd00::/16": 1}),
+        (PodDetection(("10.0.0.0/8", "fd00::/16")), ["11.1.0.0/24"], {"10.0.0.0/8": 1, "fd00::/16": 1, "11.1.0.0/24": 2}),
+        (PodDetection(("10.1.0.0/24", "fd00::/16")), ["10.0.0.0/8"], {"10.1.0.0/24": 1, "fd00::/16": 1, "10.0.0.0/8": 2}),
+        (PodDetection(bridge="br0"), ["fd00:1::/64"], {"fd00:1::/64": 2}),
+        (
+            PodDetection(("::/0",)),
+            ["10.1.0.0/24", "fd00::/64"],
+            {"::/0": 1, "0.0.0.0/0": 0, "10.1.0.0/24": 3, "fd00::/64": 3},
+        ),
+    ],
+    ids=["none", "within", "the same", "elsewhere", "around", "by device", "of everything"],
+)
+def test_the_longest_prefix_says_whose_pods_are_there(pods, own, expected):
+    written = {range_key(text): flags.to_bytes(4, "little") for text, flags in expected.items()}
+
+    assert range_entries(pods, own, own) == written
+
+
+def range_key(text: str) -> bytes:
+    network = ipaddress.ip_network(text)
+    bits = network.prefixlen + (96 if network.version == 4 else 0)
+    return ADDRESS_RANGE.packer.pack(bits, parse_address(str(network.network_address)))

@@ -14,7 +14,7 @@ import agent
 from agent.cli.flags import FLAGS
 from agent.config import describe, load
 from agent.config_fields import FIELDS
-from agent.core.abi import Counter
+from agent.core.abi import Counter, Reason
 from tests.unit.test_manifests_yaml import MANIFESTS, metric_families
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs/operations.md").read_text(encoding="utf-8")
@@ -57,7 +57,12 @@ def test_every_flag_is_at_its_field() -> None:
     assert all(f"`{flag.names[0]}`" in TEXT for flag in FLAGS if flag.field in IN_PROSE)
 
 
-DEFAULTS = flat(describe(load(environment={"NODE_NAME": "node-7"})))
+def defaults(**fields: str) -> dict[str, Any]:
+    return flat(describe(load(overrides=fields, environment={"NODE_NAME": "node-7"})))
+
+
+# Sizes of policy's maps are only told where there is policy.
+DEFAULTS = defaults(networkPolicy="standard") | defaults()
 # Others are told in words: "found", "in-cluster".
 LITERAL = {path: said[1] for path, row in CONFIGURATION.items() if (said := _CODE.fullmatch(row[2]))}
 
@@ -96,3 +101,9 @@ def test_every_alert_is_there() -> None:
     alerts = {alert["alert"] for group in rule["spec"]["groups"] for alert in group["rules"]}
 
     assert {name for row in table("Alerts") for name in _CODE.findall(row[0])} == alerts
+
+
+def test_every_reason_of_a_verdict_is_there() -> None:
+    said = TEXT.split("| `reason` of a verdict | |\n", 1)[1].split("\n\n", 1)[0]
+
+    assert re.findall(r"^\| `(\w+)` \|", said, re.MULTILINE) == [reason.name.lower() for reason in Reason]

@@ -1,0 +1,85 @@
+"""`ebproxy policy list` and `policy show`: the policies as the agent has them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from agent.cli.output import print_json, print_table
+from agent.errors import ConfigError, EbproxyError
+from agent.observe.control import ask
+
+HELP = "list the policies that are enforced and the pods of this node that they concern, or show one with its rules"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what to do."""
+    parser.add_argument("verb", choices=("list", "show"), help="a line for each policy, or one with its rules")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAMESPACE/NAME", help="the policy to show; a cluster's by its name alone"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print policies. Raises: EbproxyError when the one asked for is not there, or nobody can say."""
+    if args.verb == "show" and not args.name:
+        raise ConfigError(["policy show: say which: NAMESPACE/NAME, or NAME of a ClusterNetworkPolicy"])
+    if args.verb == "list" and args.name:
+        raise ConfigError([f"policy list: takes no name; `ebproxy policy show {args.name}` shows one"])
+    policies: list[dict[str, Any]] = ask(args.state_dir, "policies")
+    if args.verb == "show":
+        policies = [policy for policy in policies if _name(policy) == args.name]
+        if not policies:
+            message = f"policy {args.name} is not known; `ebproxy policy list` shows what is"
+            raise EbproxyError(message)
+    if args.output == "json":
+        print_json(policies)
+    elif args.verb == "list":
+        header = ("policy", "kind", "subject", "directions", "rules", "pods here", "fault")
+        print_table(header, [_row(policy) for policy in policies])
+    else:
+        for policy in policies:
+            _show(policy)
+    return 0
+
+
+def _name(policy: dict[str, Any]) -> str:
+    return "/".join(filter(None, (policy["namespace"], policy["name"])))
+
+
+def _kind(policy: dict[str, Any]) -> str:
+    return f"{policy['kind']}, {policy['tier']} {policy['priority']}" if policy["tier"] else str(policy["kind"])
+
+
+def _row(policy: dict[str, Any]) -> tuple[object, ...]:
+    directions = ",".join(policy["directions"]) or "-"
+    pods = len(policy["pods"])
+    return (
+        _name(policy),
+        _kind(policy),
+        policy["subject"] or "-",
+        directions,
+        len(policy["rules"]),
+        pods,
+        policy["fault"] or "-",
+    )
+
+
+def _show(policy: dict[str, Any]) -> None:
+    rows = [
+        ("policy", _name(policy)),
+        ("kind", _kind(policy)),
+        ("subject", policy["subject"] or "-"),
+        ("directions", ", ".join(policy["directions"]) or "-"),
+        *(("pod here", pod) for pod in policy["pods"]),
+    ]
+    if policy["fault"]:
+        rows.append(("fault", f"{policy['fault']}; what it said before stays"))
+    print_table(("what", "value"), rows)
+    rules = [
+        (f"{rule['direction']} {rule['index']}", rule["name"] or "-", rule["action"], peer, " ".join(rule["ports"]))
+        for rule in policy["rules"]
+        for peer in rule["peers"]
+    ]
+    if rules:
+        print_table(("rule", "name", "is", "peer", "ports of the destination"), rules)

@@ -1,0 +1,67 @@
+"""The parts that enforce policy, put together over a dataplane; imported only where policy is on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from agent.config import Config
+from agent.config_options import flow_timeouts
+from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
+from agent.core.policy_model import PolicyModel
+from agent.core.policy_plan import PolicySizes
+from agent.core.records import ObjectKey
+from agent.kernel.connections import ConnectionSweep
+from agent.kernel.dataplane import Dataplane, layouts
+from agent.kernel.netlink import Netlink, ask_device
+from agent.kernel.node_maps import NodeMaps
+from agent.kernel.pod_devices import PodDevices
+from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
+from agent.observe.metrics import Metrics
+from agent.observe.numbers import NumberFile
+from agent.observe.policy_metrics import PolicyMetrics
+from agent.policy_sync import PolicyOptions, PolicySync
+
+
+def make_policy(
+    config: Config, dataplane: Dataplane, metrics: Metrics, on_degraded: Callable[[ObjectKey, str], None]
+) -> PolicySync:
+    """Build everything, over what the maps hold. Raises: DataplaneError, OSError."""
+    store = dataplane.store
+    maps = PolicyMaps(store)
+    if dataplane.is_migrating:
+        maps.adopt(directory for directory in layouts(dataplane.root) if directory != dataplane.directory)
+    maps.open(_switches(config))
+    ask = functools.partial(ask_device, Netlink())
+    sync = PolicySync(
+        PolicyModel(config.node_name),
+        maps,
+        NumberFile(config.state_dir),
+        PodDevices(NodeMaps(store), dict(store.maps["pod_devices"].items()), ask),
+        ConnectionSweep(
+            store.maps["connections"], flow_timeouts(config), functools.partial(metrics.counted, "connections")
+        ),
+        metrics,
+        _options(config),
+        on_degraded=on_degraded,
+    )
+    sync.on_enforced = PolicyMetrics(metrics, sync.facts).enforced
+    return sync
+
+
+def _options(config: Config) -> PolicyOptions:
+    sizes = config.map_sizes
+    return PolicyOptions(
+        PolicySizes(sizes.identities, sizes.blocks, sizes.policy, sizes.subjects),
+        fails_open=config.policy_overflow is PolicyOverflow.OPEN,
+        retry_s=config.sync_period_s,
+        drift_period_s=config.drift_check_period_s,
+    )
+
+
+def _switches(config: Config) -> PolicySwitches:
+    return PolicySwitches(
+        sample=config.flow_sample,
+        is_strict=config.network_policy is NetworkPolicyMode.STRICT,
+        is_answered=config.policy_answer is PolicyAnswer.REJECT,
+    )

@@ -1,0 +1,126 @@
+"""Convert parts of ClusterNetworkPolicies as they are on the wire into parts of records, as `convert` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from sys import intern
+
+from agent.core.policy_records import Action, Peer, PortRange, Rule, Selector, TierRule
+from agent.core.records import Protocol
+from agent.sources.convert import fault
+from agent.sources.convert_policy import block, port_name, prefix, selector
+from agent.sources.wire_policy import (
+    NamespacedPods,
+    TierEgressRule,
+    TierIngressRule,
+    TierPeer,
+    TierProtocols,
+    TierSubject,
+    WirePort,
+)
+
+
+class _Unknown(Exception):
+    """A part of a rule says nothing we know: its definition is newer than we are, or what it says is experimental."""
+
+
+def subject(said: TierSubject, field: str) -> tuple[Selector, Selector | None]:
+    """Convert whom a policy is about: namespaces, and which of their pods."""
+    found = _tier_selectors(said, field)
+    if found is None:
+        raise fault(field, "neither namespaces nor pods")
+    return found
+
+
+def rules(said: Sequence[TierIngressRule | TierEgressRule], field: str, peers: str) -> tuple[TierRule, ...]:
+    """Convert the rules of one direction; ``peers`` is ``from`` or ``to``."""
+    found = []
+    for index, rule in enumerate(said):
+        place = f"{field}[{index}]"
+        if not rule.peers:
+            raise fault(f"{place}.{peers}", "empty")
+        try:
+            body = Rule(_tier_peers(rule.peers, f"{place}.{peers}"), _tier_ports(rule.protocols, f"{place}.protocols"))
+            found.append(TierRule(rule.action, body, rule.name or ""))
+        except _Unknown:
+            found.append(_closed(rule.action, rule.name or ""))
+    return tuple(found)
+
+
+def _closed(action: Action, name: str) -> TierRule:
+    """Make what a rule comes to that is not understood. Source: ClusterNetworkPolicyIngressPeer, "fail closed"."""
+    if action is Action.ACCEPT:
+        return TierRule(action, Rule(peers=()), name)
+    return TierRule(Action.DENY, Rule(), name)
+
+
+def _tier_peers(said: Sequence[TierSubject], field: str) -> tuple[Peer, ...]:
+    """Convert peers. Raises: _Unknown."""
+    return tuple(dict.fromkeys(peer for index, it in enumerate(said) for peer in _tier_peer(it, f"{field}[{index}]")))
+
+
+def _tier_peer(said: TierSubject, field: str) -> Iterator[Peer]:
+    networks = said.networks if isinstance(said, TierPeer) else None
+    selected = _tier_selectors(said, field)
+    if networks and selected:
+        raise fault(field, "more than one of namespaces, pods and networks")
+    if not networks and not selected:
+        raise _Unknown
+    if selected:
+        yield Peer(*selected)
+    for index, text in enumerate(networks or ()):
+        yield Peer(block=block(prefix(text, f"{field}.networks[{index}]")))
+
+
+def _tier_selectors(said: TierSubject, field: str) -> tuple[Selector, Selector | None] | None:
+    """Convert which pods are selected; None where it is not by selectors."""
+    namespaces, pods = said.namespaces, said.pods
+    if namespaces is not None and pods is not None:
+        raise fault(field, "more than one of namespaces and pods")
+    if namespaces is not None:
+        return selector(namespaces, f"{field}.namespaces"), None
+    return _namespaced(pods, f"{field}.pods") if pods is not None else None
+
+
+def _namespaced(said: NamespacedPods, field: str) -> tuple[Selector, Selector]:
+    namespaces = selector(said.namespace_selector, f"{field}.namespaceSelector")
+    return namespaces, selector(said.pod_selector, f"{field}.podSelector")
+
+
+def _tier_ports(said: Sequence[TierProtocols] | None, field: str) -> tuple[PortRange, ...] | None:
+    """Convert protocols; None for whatever protocol it is. Raises: _Unknown."""
+    if not said:
+        return None
+    return tuple(
+        dict.fromkeys(port for index, it in enumerate(said) for port in _tier_protocol(it, f"{field}[{index}]"))
+    )
+
+
+def _tier_protocol(said: TierProtocols, field: str) -> Iterator[PortRange]:
+    """Convert one entry; a named port is that of any protocol."""
+    given = [(name, getattr(said, name)) for name in ("tcp", "udp", "sctp") if getattr(said, name) is not None]
+    name = said.destination_named_port
+    if len(given) + bool(name) > 1:
+        raise fault(field, "more than one of tcp, udp, sctp and destinationNamedPort")
+    if not given and not name:
+        raise _Unknown
+    if name:
+        port_name(name, f"{field}.destinationNamedPort")
+        yield from (PortRange(protocol, name=intern(name)) for protocol in Protocol)
+    for protocol, body in given:
+        port = body.destination_port
+        place = f"{field}.{protocol}.destinationPort"
+        yield PortRange(Protocol[protocol.upper()], *(_numbers(port, place) if port is not None else ()))
+
+
+def _numbers(said: WirePort, field: str) -> tuple[int, int]:
+    """Convert a port or a range of them. Raises: _Unknown."""
+    if said.number is not None and said.range is not None:
+        raise fault(field, "number and range")
+    if said.number is not None:
+        return said.number, said.number
+    if said.range is None:
+        raise _Unknown
+    if said.range.end < said.range.start:
+        raise fault(f"{field}.range.end", f"{said.range.end} is less than start, {said.range.start}")
+    return said.range.start, said.range.end

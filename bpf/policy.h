@@ -1,0 +1,505 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Policy: what a pod of this node may do with whom, decided at its own device, in both ways.
+ *
+ *	pod -> [from pod: translation, policy] -> stack -> [to pod: policy, translation] -> pod
+ *
+ * so that policy always sees the true ends of a connection, client and backend. A connection is judged when it begins,
+ * once for each end that is a subject: the one that began it by its egress, the other by its ingress. Its packets pass
+ * either way for as long as the generation stays the same; then it is judged again.
+ */
+#ifndef __EBPROXY_POLICY_H
+#define __EBPROXY_POLICY_H
+
+#include "conntrack.h"
+#include "route.h"
+#include "events.h"
+
+/* How long after the agent's first start datagrams may belong to a conversation that is older, seconds. */
+#define POLICY_YOUNG_S          120
+
+/* Clients' ports begin about here, and servers' are mostly below. */
+#define POLICY_CLIENT_PORTS     32768
+
+#define IPV6_LINK_LOCAL         0xfe800000u
+#define IPV6_LINK_LOCAL_MASK    0xffc00000u
+
+/* ICMPv6 that links live by: multicast listeners, routers, neighbours (RFC 2710, RFC 4861), listeners again (RFC 3810). */
+#define ICMPV6_LISTENER_QUERY   130
+#define ICMPV6_REDIRECT         137
+#define ICMPV6_LISTENER_REPORTS 143
+
+static __always_inline struct policy_state *policy_state_now(void)
+{
+	u32 only = 0;
+
+	return policy_states.lookup(&only);
+}
+
+static __always_inline bool policy_is_link_local(const struct address *address)
+{
+	return (address->word[0] & bpf_htonl(IPV6_LINK_LOCAL_MASK)) == bpf_htonl(IPV6_LINK_LOCAL);
+}
+
+/* Whether a packet is what a link cannot do without. */
+static __always_inline bool policy_is_discovery(struct __sk_buff *skb, const struct packet *packet)
+{
+	u8 type = 0;
+
+	if (!packet->is_ipv6 || packet->reading != PARSE_OTHER || packet->kind != PACKET_ICMP_ECHO)
+		return false;
+	if (bpf_skb_load_bytes(skb, packet->l4, &type, sizeof(type)))
+		return false;
+	return (type >= ICMPV6_LISTENER_QUERY && type <= ICMPV6_REDIRECT) || type == ICMPV6_LISTENER_REPORTS;
+}
+
+/* Read the addresses of an ICMP error itself: its tuple has those of what it is about. */
+static __always_inline bool policy_read_error(struct __sk_buff *skb, const struct packet *packet,
+					      struct tuple *tuple)
+{
+	__be32 ipv4[2];
+
+	tuple->source_port = 0;
+	tuple->destination_port = 0;
+	if (packet->is_ipv6) {
+		tuple->protocol = IPPROTO_ICMPV6;
+		return !bpf_skb_load_bytes(skb, ETH_SIZE + offsetof(struct ipv6_header, source), tuple,
+					   2 * sizeof(struct address));
+	}
+	tuple->protocol = IPPROTO_ICMP;
+	if (bpf_skb_load_bytes(skb, ETH_SIZE + offsetof(struct ipv4_header, source), ipv4, sizeof(ipv4)))
+		return false;
+	tuple->source = address_from_ipv4(ipv4[0]);
+	tuple->destination = address_from_ipv4(ipv4[1]);
+	return true;
+}
+
+static __always_inline bool policy_is_error(const struct packet *packet)
+{
+	return packet->kind == PACKET_ICMP_ERROR || packet->reading == PARSE_STRAY;
+}
+
+/* Write down whose packet it is of which something is to be told, but for its ends. */
+static __always_inline void policy_describe(struct work *work)
+{
+	struct flow_event *event = &work->event;
+
+	event->subject = work->subject.identity;
+	event->peer = 0;
+	event->rule = 0;
+	event->device = work->packet.ifindex;
+	event->flags = work->packet.flags;
+	event->pad = 0;
+}
+
+/* Drop a packet for a reason: count and tell it. */
+static __always_inline bool policy_drop(struct flow_event *event, enum verdict_reason reason)
+{
+	event->reason = reason;
+	event->allowed = 0;
+	events_count(event);
+	events_tell(event);
+	return false;
+}
+
+/* Drop a packet for what it is, before anything is asked. */
+static __always_inline bool policy_turn_away(struct work *work, bool leaves, enum verdict_reason reason)
+{
+	if (!policy_is_error(&work->packet))
+		work->event.tuple = work->packet.tuple;
+	policy_describe(work);
+	work->event.direction = leaves ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	return policy_drop(&work->event, reason);
+}
+
+/* Find the subject behind a device, for what has no address of a pod: link-local, multicast, unreadable. */
+static __always_inline struct subject *policy_behind(struct pod_device *pod, bool is_ipv6)
+{
+	struct subject *found = subjects.lookup(is_ipv6 ? &pod->ipv6 : &pod->ipv4);
+
+	return found ? found : subjects.lookup(is_ipv6 ? &pod->ipv4 : &pod->ipv6);
+}
+
+/* Whether an address is one that pods of this node have. */
+static __always_inline bool policy_is_pods(const struct address *address)
+{
+	struct address_range range = { .prefix_bits = 128, .address = *address };
+	u32 *flags = pod_ranges.lookup(&range);
+
+	return flags && *flags & POD_RANGE_OWN && !route_is_own(address);
+}
+
+/* Whether a pod's packet has a source that is not the pod's. Its link-local address nobody but the pod knows. */
+static __always_inline bool policy_is_spoofed(const struct packet *packet, const struct address *source,
+					      const struct pod_device *pod)
+{
+	if (packet->reading == PARSE_UNREADABLE || (packet->is_ipv6 && policy_is_link_local(source)))
+		return false;
+	return !address_equal(source, packet->is_ipv6 ? &pod->ipv6 : &pod->ipv4);
+}
+
+/**
+ * policy_identify - Find whose packet this is to policy, before anything is done with it.
+ * @leaves: whether it comes from a pod, rather than goes to one
+ * Returns false when the packet is dropped for what it is. Where nobody is to be asked about, the identity in @work is 0.
+ */
+static __always_inline bool policy_identify(struct __sk_buff *skb, struct work *work, bool leaves)
+{
+	struct packet *packet = &work->packet;
+	struct tuple *tuple = &packet->tuple;
+	u32 ifindex = packet->ifindex;
+	struct pod_device *pod = NULL;
+	struct policy_state *state;
+	struct address *own;
+	struct subject *found;
+
+	work->subject.identity = 0;
+	if (policy_is_error(packet)) {
+		tuple = &work->event.tuple;
+		policy_read_error(skb, packet, tuple);
+	}
+	own = leaves ? &tuple->source : &tuple->destination;
+	if (leaves) {
+		pod = pod_devices.lookup(&ifindex);
+		if (ANTI_SPOOFING && pod && policy_is_spoofed(packet, own, pod))
+			return policy_turn_away(work, leaves, REASON_SPOOFED);
+	}
+	found = subjects.lookup(own);
+	if (!found) {
+		if (!leaves)
+			pod = pod_devices.lookup(&ifindex);
+		if (pod)
+			found = policy_behind(pod, packet->is_ipv6);
+	}
+	if (!found) {
+		state = policy_state_now();
+		if (state && state->is_strict && (pod || policy_is_pods(own)))
+			return policy_turn_away(work, leaves, REASON_HELD);
+		return true;
+	}
+	if (packet->reading != PARSE_UNREADABLE) {
+		work->subject = *found;
+	} else if (found->flags & (leaves ? SUBJECT_EGRESS : SUBJECT_INGRESS)) {
+		work->subject = *found;
+		return policy_turn_away(work, leaves, REASON_UNREADABLE);
+	}
+	return true;
+}
+
+/* An address as two numbers, which compare as its bytes do. */
+static __always_inline u64 policy_half(const struct address *address, int half)
+{
+	return (u64)bpf_ntohl(address->word[2 * half]) << 32 | bpf_ntohl(address->word[2 * half + 1]);
+}
+
+/**
+ * policy_key_of - Give the key of a packet's connection.
+ * @key: receives it: the tuple with the lesser end first
+ * Returns whether the greater end has sent the packet.
+ */
+static __always_inline bool policy_key_of(const struct tuple *tuple, struct tuple *key)
+{
+	u64 source = policy_half(&tuple->source, 0), destination = policy_half(&tuple->destination, 0);
+	u16 from = bpf_ntohs(tuple->source_port), to = bpf_ntohs(tuple->destination_port);
+
+	*key = *tuple;
+	if (source == destination) {
+		source = policy_half(&tuple->source, 1);
+		destination = policy_half(&tuple->destination, 1);
+	}
+	if (source < destination || (source == destination && from <= to))
+		return false;
+	key->source = tuple->destination;
+	key->destination = tuple->source;
+	key->source_port = tuple->destination_port;
+	key->destination_port = tuple->source_port;
+	return true;
+}
+
+/*
+ * Find who sent a packet to a pod in truth, where this node has translated it: whoever an answer to it would go to.
+ * Returns whether somebody is found.
+ */
+static __always_inline bool policy_see_through(struct work *work, struct tuple *tuple)
+{
+	struct tuple back = {
+		.source = tuple->destination,
+		.destination = tuple->source,
+		.source_port = tuple->destination_port,
+		.destination_port = tuple->source_port,
+		.protocol = tuple->protocol,
+	};
+	struct flow *flow = conntrack.lookup(&back);
+
+	if (!flow || conntrack_is_over(flow, tuple->protocol, conntrack_now(work)))
+		return false;
+	tuple->source = flow->destination;
+	tuple->source_port = flow->destination_port;
+	return true;
+}
+
+static __always_inline bool policy_is_stream(u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_SCTP;
+}
+
+/* Whether a packet can only be the first of its connection. */
+static __always_inline bool policy_opens(const struct packet *packet)
+{
+	if (packet->kind == PACKET_ICMP_ECHO)
+		return packet->reading == PARSE_FLOW;
+	return (packet->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline bool policy_is_over(const struct connection *connection, u8 protocol, u32 now)
+{
+	struct flow state = { .seen = connection->seen, .flags = connection->flags };
+
+	return conntrack_is_over(&state, policy_is_stream(protocol) ? IPPROTO_TCP : IPPROTO_UDP, now);
+}
+
+/* What a connection's state becomes by a packet. */
+static __always_inline u32 policy_flags(u32 flags, const struct packet *packet, bool is_beginner)
+{
+	if ((packet->flags & (TCP_ACK | TCP_SYN | TCP_RST)) == TCP_ACK)
+		flags &= ~FLOW_CLOSED; /* see conntrack_note() */
+	if (packet->flags & TCP_RST)
+		flags |= FLOW_CLOSED;
+	if (!is_beginner)
+		return flags | FLOW_REPLIED | (packet->flags & TCP_FIN ? FLOW_PEER_FIN : 0);
+	if (flags & FLOW_REPLIED && packet->flags & TCP_ACK)
+		flags |= FLOW_ESTABLISHED;
+	return flags | (packet->flags & TCP_FIN ? FLOW_FIN : 0);
+}
+
+/* Note that a packet of a connection came by; in most there is nothing new. */
+static __always_inline void policy_note(struct connection *connection, const struct packet *packet,
+					bool is_beginner, u32 now)
+{
+	u32 flags = policy_flags(connection->flags, packet, is_beginner);
+
+	if (connection->seen != now)
+		connection->seen = now;
+	if (connection->flags != flags)
+		connection->flags = flags;
+}
+
+static __always_inline u32 policy_peer(const struct address *address)
+{
+	struct address_range range = { .prefix_bits = 128, .address = *address };
+	u32 *identity = identities.lookup(&range.address);
+
+	if (!identity)
+		identity = blocks.lookup(&range);
+	return identity ? *identity : PEER_WORLD;
+}
+
+static __always_inline void policy_ask(struct flow_event *event, u8 direction, __be16 port)
+{
+	struct policy_key key = {
+		.prefix_bits = POLICY_PORT_BITS,
+		.subject = event->subject,
+		.peer = event->peer,
+		.direction = direction,
+		.protocol = event->tuple.protocol,
+		.port = port,
+	};
+	struct policy_entry *entry = policy.lookup(&key);
+
+	if (!entry) {
+		key.peer = PEER_ANY;
+		entry = policy.lookup(&key);
+	}
+	event->rule = entry ? entry->rule : 0;
+	event->allowed = entry ? entry->allowed : 0;
+}
+
+/**
+ * policy_judge - Take the verdict on a connection, for one of its ends.
+ * @leaves: whether the subject has sent the packet
+ * @began: whether the packet's sender began the connection
+ * Returns whether it is allowed; the event has the rest.
+ */
+static __always_inline bool policy_judge(struct work *work, bool leaves, bool began)
+{
+	struct flow_event *event = &work->event;
+	struct address *peer = leaves ? &event->tuple.destination : &event->tuple.source;
+	struct address *own = leaves ? &event->tuple.source : &event->tuple.destination;
+	u8 direction = began == leaves ? DIRECTION_EGRESS : DIRECTION_INGRESS;
+	u32 flags = work->subject.flags;
+
+	event->direction = direction;
+	event->reason = REASON_POLICY;
+	event->rule = 0;
+	event->allowed = 1;
+	event->peer = policy_peer(peer);
+	if (!(flags & (1 << direction)) || address_equal(peer, own) ||
+	    (direction == DIRECTION_INGRESS && route_is_own(peer)))
+		return true;
+	if (flags & (SUBJECT_FAIL_CLOSED | SUBJECT_FAIL_OPEN)) {
+		event->reason = REASON_OVERFLOW;
+		event->allowed = !(flags & SUBJECT_FAIL_CLOSED);
+	} else {
+		policy_ask(event, direction,
+			   began ? event->tuple.destination_port : event->tuple.source_port);
+	}
+	return event->allowed;
+}
+
+/* What is known of a packet's connection, and what is guessed. */
+struct policy_case {
+	struct tuple key;
+	bool turned; /* the greater end has sent the packet */
+	bool began;  /* its sender began the connection */
+	bool either; /* so may the other end have */
+};
+
+/*
+ * Guess who began a connection in whose midst a packet comes: the end whose port is not a server's. It is older than
+ * what is known of connections, or was forgotten.
+ */
+static __always_inline void policy_guess(const struct tuple *tuple, struct policy_case *known)
+{
+	u16 from = bpf_ntohs(tuple->source_port), to = bpf_ntohs(tuple->destination_port);
+
+	known->began = from >= to;
+	known->either = (from >= POLICY_CLIENT_PORTS) == (to >= POLICY_CLIENT_PORTS);
+}
+
+/* Tell one in so many of the connections that are allowed. */
+static __always_inline void policy_sample(struct flow_event *event, const struct policy_state *state)
+{
+	events_count(event);
+	if (state->sample && bpf_get_prandom_u32() % state->sample == 0)
+		events_tell(event);
+}
+
+/* Judge an ICMP error that is about no connection that is known. */
+static __always_inline bool policy_admit_error(struct __sk_buff *skb, struct work *work, bool leaves)
+{
+	policy_describe(work);
+	policy_read_error(skb, &work->packet, &work->event.tuple);
+	return policy_judge(work, leaves, true) || policy_drop(&work->event, work->event.reason);
+}
+
+/* Forget a connection that has the ends a service's client asks for, not those it gets: packets would be taken for it. */
+static __always_inline void policy_forget_asked(const struct work *work)
+{
+	struct tuple key;
+
+	policy_key_of(&work->packet.tuple, &key);
+	connections.delete(&key);
+}
+
+/* Enter a connection that was allowed, with one end's verdict. */
+static __always_inline bool policy_begin(struct work *work, struct policy_case *known, u32 generation,
+					 u32 now)
+{
+	bool is_egress = work->event.direction == DIRECTION_EGRESS;
+	u32 turned = known->began == known->turned ? CONNECTION_TURNED : 0;
+	struct connection fresh = {
+		.seen = now,
+		.flags = policy_flags(turned, &work->packet, known->began),
+		.generation = { is_egress ? 0 : generation, is_egress ? generation : 0 },
+	};
+
+	return !connections.update(&known->key, &fresh);
+}
+
+/* Find the connection of a packet, behind its translation. */
+static __always_inline struct connection *policy_find(struct work *work, struct policy_case *known,
+						      bool leaves)
+{
+	struct tuple *tuple = &work->event.tuple;
+	struct connection *found;
+
+	*tuple = work->packet.tuple;
+	if (leaves && work->has_flow) {
+		tuple->destination = work->flow.destination;
+		tuple->destination_port = work->flow.destination_port;
+	}
+	known->turned = policy_key_of(tuple, &known->key);
+	found = connections.lookup(&known->key);
+	if (leaves || (found && !policy_opens(&work->packet)) || !policy_see_through(work, tuple))
+		return found;
+	known->turned = policy_key_of(tuple, &known->key);
+	return connections.lookup(&known->key);
+}
+
+/* Whether a packet begins another connection than the one that is known; else, who began that. */
+static __always_inline bool policy_begins(struct work *work, const struct connection *found,
+					  struct policy_case *known, u32 now)
+{
+	bool opens = policy_opens(&work->packet), is_over;
+	u8 protocol = work->packet.tuple.protocol;
+
+	known->began = true;
+	known->either = false;
+	if (found) {
+		is_over = policy_is_over(found, protocol, now);
+		known->began = !(found->flags & CONNECTION_TURNED) == !known->turned;
+		/* The last packets of a stream come when it is over: they begin nothing. */
+		if (!(opens ? is_over || !known->began : is_over && !policy_is_stream(protocol)))
+			return false;
+		known->began = true;
+	} else if (!opens && (policy_is_stream(protocol) ||
+			      (work->subject.since && now - work->subject.since < POLICY_YOUNG_S))) {
+		policy_guess(&work->event.tuple, known);
+	}
+	return true;
+}
+
+/**
+ * policy_admit - Decide whether a packet of a subject, or for one, may pass.
+ * @leaves: whether it comes from the pod; then @work has the flow that it is translated by
+ */
+static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *work, bool leaves)
+{
+	const struct packet *packet = &work->packet;
+	struct flow_event *event = &work->event;
+	struct policy_state *state = policy_state_now();
+	struct policy_case known;
+	struct connection *found;
+	u32 now, *generation = NULL;
+	bool begins, is_first;
+
+	if (!state)
+		return false;
+	if (packet->reading == PARSE_STRAY)
+		return policy_admit_error(skb, work, leaves);
+	now = conntrack_now(work);
+	found = policy_find(work, &known, leaves);
+	begins = policy_begins(work, found, &known, now);
+	if (!begins && found) {
+		generation = known.began == leaves ? &found->generation[DIRECTION_EGRESS]
+						   : &found->generation[DIRECTION_INGRESS];
+		if (*generation && (*generation == state->generation || packet->kind == PACKET_ICMP_ERROR)) {
+			if (packet->kind != PACKET_ICMP_ERROR && packet->kind != PACKET_LATER_FRAGMENT)
+				policy_note(found, packet, known.began, now);
+			return true;
+		}
+	}
+	if (packet->kind == PACKET_ICMP_ERROR)
+		return policy_admit_error(skb, work, leaves);
+	policy_describe(work);
+	if (!policy_judge(work, leaves, known.began)) {
+		known.began = !known.began;
+		if (!known.either || !policy_judge(work, leaves, known.began))
+			return policy_drop(event, event->reason);
+	}
+	is_first = begins || !generation || !*generation;
+	if (begins) {
+		if (leaves && work->has_flow)
+			policy_forget_asked(work);
+		if (!policy_begin(work, &known, state->generation, now))
+			return policy_drop(event, REASON_UNTRACKED);
+	} else if (generation) {
+		*generation = state->generation;
+		policy_note(found, packet, known.began, now);
+	}
+	if (is_first)
+		policy_sample(event, state);
+	return true;
+}
+
+#endif

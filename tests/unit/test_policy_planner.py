@@ -1,0 +1,307 @@
+"""What one change writes, what lasts over a restart, and what becomes of policy that does not fit."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agent.core.abi import FIRST_IDENTITY, PEER_WORLD, SUBJECT, Direction, SubjectFlag
+from agent.core.addresses import parse_address
+from agent.core.policy_model import PolicyModel
+from agent.core.policy_planner import Numbers, PolicyPlanner, PolicySizes, PolicyState
+from agent.core.policy_records import Operator, Peer
+from agent.core.records import Kind, ListStarted, ObjectKey, Upsert
+from tests.builders import key
+from tests.policy_builders import (
+    PolicyNode,
+    cidr,
+    cluster_policy,
+    deny,
+    namespace,
+    need,
+    network_policy,
+    pod,
+    pods,
+    rule,
+    selector,
+    tcp,
+)
+
+TCP = 6
+DB, WEB, JOB = map(parse_address, ("10.1.0.1", "10.1.0.2", "10.1.0.3"))
+PODS = (
+    namespace("x"),
+    pod("x/db", "10.1.0.1", app="db"),
+    pod("x/web", "10.1.0.2", app="web"),
+    pod("x/job", "10.1.0.3", app="job", local=False),
+)
+WEB_TO_DB = network_policy("x/db", selector(app="db"), ingress=[rule(pods(app="web"), ports=[tcp(80)])])
+
+
+def subject(node: PolicyNode, address: bytes) -> tuple[int, SubjectFlag, int]:
+    identity, flags, since = SUBJECT.packer.unpack(node.maps.state.subjects[address])
+    return identity, SubjectFlag(flags), since
+
+
+def test_nothing_is_planned_before_everything_is_listed():
+    model = PolicyModel("n1")
+    model.apply(ListStarted(Kind.POD))
+    model.apply(Upsert(PODS[1]))
+
+    assert not PolicyPlanner(model, PolicySizes(), PolicyState(identities={DB: b"\x10\0\0\0"}), Numbers()).plan()
+
+
+def test_only_what_a_selector_looks_at_makes_an_identity():
+    node = PolicyNode(
+        *PODS,
+        WEB_TO_DB,
+        pod("x/web-2", "10.1.0.4", app="web", **{"pod-template-hash": "5d4"}),
+        pod("y/web", "10.1.0.5", app="web"),
+    )
+    identity_of = node.planner.identity_of
+    name = node.planner.identity_name(identity_of(WEB))
+
+    assert identity_of(parse_address("10.1.0.4")) == identity_of(WEB)
+    assert identity_of(parse_address("10.1.0.5")) != identity_of(WEB)
+    assert (name.namespace, name.labels, name.namespace_labels) == ("x", (("app", "web"),), ())
+    assert identity_of(parse_address("192.0.2.1")) == PEER_WORLD
+    assert min(int.from_bytes(it, "little") for it in node.maps.state.identities.values()) >= FIRST_IDENTITY
+
+
+def test_without_a_policy_pods_are_subjects_whom_nothing_is_asked_about():
+    node = PolicyNode(*PODS)
+
+    assert set(node.maps.state.subjects) == {DB, WEB}
+    assert subject(node, DB)[1] == SubjectFlag(0)
+    assert node.maps.state.policy == {}
+    assert node.planner.identity_count == 1
+
+
+def test_a_pod_that_is_relabelled_writes_what_is_its_own():
+    others = [pod(f"x/web-{i}", f"10.1.1.{i}", app="web") for i in range(1, 40)]
+    node = PolicyNode(*PODS, *others, WEB_TO_DB)
+
+    (plan,) = node.apply(pod("x/web-7", "10.1.1.7", app="job"))
+
+    assert (plan.policy, plan.removed_policy) == ([], [])
+    assert (list(plan.identities), list(plan.subjects)) == ([others[6].addresses[0]], [others[6].addresses[0]])
+    assert plan.bumps_generation
+
+
+def test_a_pod_of_a_new_identity_adds_a_column():
+    node = PolicyNode(*PODS, network_policy("x/p", ingress=[rule(pods(need("app", Operator.EXISTS)))]))
+    before = dict(node.maps.state.policy)
+
+    (plan,) = node.apply(pod("x/new", "10.1.0.9", app="new", local=False))
+
+    assert len(plan.policy) == 2  # one of each subject
+    assert plan.removed_policy == []
+    assert before.items() <= node.maps.state.policy.items()
+
+
+def test_the_last_pod_of_an_identity_takes_its_entries_along():
+    node = PolicyNode(*PODS, WEB_TO_DB, network_policy("x/p", ingress=[rule(pods(need("app", Operator.EXISTS)))]))
+    before = dict(node.maps.state.policy)
+    new = pod("x/new", "10.1.0.9", app="new")
+
+    node.apply(new)
+    number = node.planner.identity_of(new.addresses[0])
+    node.delete(new)
+
+    assert node.maps.state.policy == before
+    assert node.planner.identity_name(number) is None
+    node.apply(pod("x/newer", "10.1.0.9", app="newer"))
+    assert node.planner.identity_of(new.addresses[0]) == number + 1
+
+
+def test_a_pod_that_ends_loses_its_policy_at_once():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+
+    (plan,) = node.apply(pod("x/db", app="db"))
+
+    assert plan.removed_subjects == [DB]
+    assert plan.removed_identities == [DB]
+    assert node.maps.state.policy == {}
+
+
+def test_a_pod_that_is_terminating_keeps_its_policy():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+
+    assert node.apply(pod("x/db", "10.1.0.1", app="db", terminating=True)) == []
+    assert not node.may_send(JOB, DB, TCP, 80)
+
+
+def test_an_address_that_is_used_again_has_the_policy_of_who_uses_it():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+
+    node.apply(pod("x/web", "10.1.0.2", app="web", terminating=True), pod("x/late", "10.1.0.2", app="job"))
+
+    assert not node.may_send(WEB, DB, TCP, 80)
+
+
+def test_a_policy_that_tells_pods_apart_anew_never_touches_those_it_is_not_about():
+    tiered = (*PODS, pod("x/cache", "10.1.0.4", app="web", tier="cache"))
+    cache = parse_address("10.1.0.4")
+    node = PolicyNode(*tiered, network_policy("x/any", selector(app="db"), ingress=[rule()]))
+    untiered = network_policy("x/untiered", selector(need("tier", Operator.DOES_NOT_EXIST)), ingress=[])
+
+    node.model.apply(Upsert(untiered))
+    steps = 0
+    for plan in node.plans():
+        steps += 1
+        for _ in node.maps.writes(plan):
+            assert node.may_send(DB, cache, TCP, 80)
+    assert steps == 2
+    assert not node.may_send(DB, WEB, TCP, 80)
+
+    plans = node.delete(untiered)
+    assert len(plans) == 2
+    assert node.planner.identity_of(cache) == node.planner.identity_of(WEB)
+
+
+def test_a_policy_about_pods_elsewhere_writes_nothing():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+
+    assert node.apply(network_policy("x/job", selector(app="job"), ingress=[rule(pods(app="web"))])) == []
+
+
+GENERATION = {
+    "a policy": ([network_policy("x/p", ingress=[])], True),
+    "a label": ([pod("x/web", "10.1.0.2", app="db")], True),
+    "a pod that goes": ([pod("x/job", app="job", local=False)], True),
+    "nothing": ([PODS[1]], False),
+}
+
+
+@pytest.mark.parametrize(("changes", "expected"), GENERATION.values(), ids=GENERATION)
+def test_verdicts_are_taken_again_when_they_may_differ(changes, expected):
+    node = PolicyNode(*PODS, WEB_TO_DB)
+
+    assert any(plan.bumps_generation for plan in node.apply(*changes)) is expected
+
+
+def test_numbers_outlive_a_restart_by_way_of_a_file():
+    node = PolicyNode(*PODS, WEB_TO_DB, cluster_policy("c", ingress=[deny(cidr("192.0.2.0/24"))]))
+    numbers = msgspec.json.decode(msgspec.json.encode(node.planner.numbers), type=Numbers)
+
+    assert numbers == node.planner.numbers
+    assert node.restart(numbers) == []
+    assert node.planner.numbers == numbers
+
+
+def test_numbers_that_nobody_remembers_are_not_given_out_again():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+    before = {node.planner.identity_of(address) for address in (DB, WEB, JOB)}
+
+    node.restart(Numbers())
+
+    assert before.isdisjoint(node.planner.identity_of(address) for address in (DB, WEB, JOB))
+    assert node.planner.differences(node.maps.state) == 0
+
+
+def test_connections_may_be_older_than_the_first_agent_with_policy():
+    node = PolicyNode(*PODS)
+    assert subject(node, DB)[2] == 7
+
+    node.apply(pod("x/new", "10.1.0.9"))
+    assert subject(node, parse_address("10.1.0.9"))[2] == 0
+
+    node.restart()
+    node.apply(pod("x/newer", "10.1.0.8"))
+    assert subject(node, DB)[2] == 7
+    assert subject(node, parse_address("10.1.0.9"))[2] == 0
+    assert subject(node, parse_address("10.1.0.8"))[2] == 0
+
+    node.apply(pod("x/db", app="db"), pod("x/heir", "10.1.0.1", app="db"))
+    assert subject(node, DB)[2] == 0
+
+
+@pytest.mark.parametrize("fails_open", [False, True], ids=["closed", "open"])
+def test_policy_that_does_not_fit_fails_until_there_is_room(fails_open):
+    wide = network_policy("x/wide", selector(app="web"), ingress=[rule(ports=[tcp(p) for p in range(1, 40, 2)])])
+    node = PolicyNode(*PODS, WEB_TO_DB, wide, sizes=PolicySizes(policy=10), fails_open=fails_open)
+
+    assert set(node.planner.degraded) == {key("x/web")}
+    assert "policy" in node.planner.degraded[key("x/web")]
+    assert node.may_send(DB, WEB, TCP, 2) is fails_open
+    assert not node.may_send(JOB, DB, TCP, 80)
+    assert len(node.maps.state.policy) <= 10
+
+    node.delete(wide)
+    assert node.planner.degraded == {}
+    assert node.may_send(DB, WEB, TCP, 2)
+
+
+def test_addresses_that_do_not_fit_are_told_and_placed_when_there_is_room():
+    node = PolicyNode(*PODS, WEB_TO_DB, sizes=PolicySizes(identities=2, subjects=1))
+
+    assert node.planner.degraded == {
+        key("x/job"): "map identities is full: 1 more entries do not fit in 2",
+        key("x/web"): "map subjects is full: 1 more entries do not fit in 1",
+    }
+    node.apply(pod("x/db", app="db"))
+    assert node.planner.degraded == {}
+    assert set(node.maps.state.identities) == {WEB, JOB}
+    assert set(node.maps.state.subjects) == {WEB}
+
+
+def test_blocks_that_do_not_fit_are_told():
+    policy = network_policy("x/p", egress=[rule(cidr("192.0.2.0/24"), cidr("198.51.100.0/24"))])
+    node = PolicyNode(*PODS, policy, sizes=PolicySizes(blocks=1))
+
+    assert list(node.planner.degraded) == [ObjectKey("IPBlock", "192.0.2.0/24")]
+    assert node.may_send(DB, parse_address("198.51.100.1"), TCP, 80)
+    node.apply(network_policy("x/p", egress=[rule(cidr("192.0.2.0/24"))]))
+    assert node.planner.degraded == {}
+    assert node.may_send(DB, parse_address("192.0.2.1"), TCP, 80)
+
+
+def test_a_verdict_names_its_rule_and_a_subject_who_isolates_it():
+    node = PolicyNode(*PODS, WEB_TO_DB, network_policy("x/all", ingress=[]))
+    identity = subject(node, DB)[0]
+    allowed, number = node.maps.rule(identity, node.planner.identity_of(WEB), Direction.INGRESS, TCP, 80)
+
+    name = node.planner.rule_name(number)
+    assert (allowed, name.kind, name.policy, name.direction, name.index) == (
+        True,
+        "NetworkPolicy",
+        key("x/db"),
+        Direction.INGRESS,
+        0,
+    )
+    assert node.planner.isolating(identity, Direction.INGRESS) == (key("x/all"), key("x/db"))
+    assert node.planner.isolating(identity, Direction.EGRESS) == ()
+
+
+def test_a_rule_keeps_its_number_while_it_exists():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+    (before,) = node.planner.numbers.rules
+
+    node.apply(network_policy("x/db", selector(app="db"), ingress=[rule(pods(app="web")), rule(pods(app="job"))]))
+    assert set(node.planner.numbers.rules) == {before, before + 1}
+
+    node.apply(WEB_TO_DB)
+    assert set(node.planner.numbers.rules) == {before}
+
+
+def test_whoever_is_told_the_same_shares_it():
+    many = [pod(f"x/p{i}", f"10.1.1.{i}", app=f"a{i}") for i in range(1, 30)]
+    node = PolicyNode(*PODS, *many, network_policy("x/p", ingress=[rule(Peer(pods=selector(app="web")))]))
+
+    columns = [
+        columns for (_, direction), columns in node.planner._table.rows.items() if direction is Direction.INGRESS
+    ]
+    assert len(columns) == 31
+    assert len({id(it) for it in columns}) == 1
+
+
+def test_differences_counts_what_is_not_as_planned():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+    state = node.maps.state
+    assert node.planner.differences(state) == 0
+
+    state.policy.popitem()
+    state.identities[parse_address("10.9.9.9")] = b"\x10\0\0\0"
+    state.subjects[DB] = bytes(12)
+
+    assert node.planner.differences(state) == 3

@@ -1,0 +1,340 @@
+"""Policy's turns: what is listed comes into force, beside Services, and whatever fails is made good."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from types import SimpleNamespace
+
+import pytest
+
+from agent.core.network import Network
+from agent.core.policy_model import PolicyModel
+from agent.core.policy_plan import PolicySizes
+from agent.core.policy_records import PolicyRecord
+from agent.core.records import POLICY_KINDS, Delete, Event, Kind, ListEnded, ListStarted, Malformed, Upsert
+from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
+from agent.observe.metrics import Metrics
+from agent.observe.numbers import FILE, NumberFile, read_numbers
+from agent.observe.policy_metrics import PolicyMetrics
+from agent.policy_sync import PolicyOptions, PolicySync
+from tests.builders import key, service
+from tests.policy_builders import network_policy, pod, pods, rule, selector
+from tests.policy_store import FakeStore
+from tests.property.simulation import CLOCK, SimulatedAgent
+
+WEB = pod("web", "10.0.0.1", "fd00::1", app="web")
+SHOP = pod("shop", "10.0.0.2", app="shop")
+DENY = network_policy("deny", selector(app="web"), ingress=[])
+ALLOW = network_policy("deny", selector(app="web"), ingress=[rule(pods(app="shop"))])
+
+
+class Devices:
+    """Stands for PodDevices: which pods it was told of."""
+
+    due_at = math.inf
+    missing = 0
+
+    def __init__(self) -> None:
+        self.told: list[list[list[bytes]]] = []
+
+    def turn(self, _now: float, _network: Network, found: list[list[bytes]], *, is_new: bool) -> None:
+        assert is_new
+        self.told.append(sorted(map(sorted, found)))
+
+    def forget(self) -> None:
+        pass
+
+
+class Node:
+    """Maps and a state directory, which outlive agents; nothing happens by itself."""
+
+    def __init__(self, state_dir, clock, sizes: PolicySizes | None = None) -> None:
+        self.state_dir = state_dir
+        self.clock = clock
+        self.sizes = sizes or PolicySizes()
+        self.store = FakeStore()
+        self.degraded: list[tuple[str, str]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start an agent over the maps as they are; it knows no objects yet."""
+        self.store.fail_after = None
+        self.store.writes.clear()
+        self.metrics = Metrics()
+        maps = PolicyMaps(self.store)  # type: ignore[arg-type]
+        maps.open(PolicySwitches())
+        self.devices = Devices()
+        self.sync = PolicySync(
+            PolicyModel("n1"),
+            maps,
+            NumberFile(self.state_dir),
+            self.devices,  # type: ignore[arg-type]
+            SimpleNamespace(due_at=math.inf, deleted=0),  # type: ignore[arg-type]
+            self.metrics,
+            PolicyOptions(self.sizes, drift_period_s=300),
+            on_degraded=lambda pod_key, reason: self.degraded.append((str(pod_key), reason)),
+        )
+        self.sync.on_enforced = PolicyMetrics(self.metrics, self.sync.facts).enforced
+
+    def list(self, *records: PolicyRecord, but: Iterable[Kind] = ()) -> None:
+        """Deliver the first lists."""
+        kinds = POLICY_KINDS - set(but)
+        for kind in kinds:
+            self.take(ListStarted(kind))
+        for record in records:
+            self.take(Upsert(record))
+        for kind in kinds:
+            self.take(ListEnded(kind))
+        self.sync.turn()
+
+    def take(self, *events: Event) -> None:
+        """Take in what was received a moment ago."""
+        for event in events:
+            self.sync.take(event, self.clock.now - 0.25)
+
+    def change(self, *records: PolicyRecord) -> None:
+        """Take in changes and do a turn."""
+        self.take(*map(Upsert, records))
+        self.sync.turn()
+
+    def read(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    @property
+    def is_as_planned(self) -> bool:
+        return self.sync.planner.differences(self.sync.maps.read()) == 0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = SimpleNamespace(now=1000.0)
+    made.monotonic = lambda: made.now
+    monkeypatch.setattr("agent.policy_sync.time", made)
+    return made
+
+
+@pytest.fixture
+def node(tmp_path, clock) -> Node:
+    return Node(tmp_path, clock)
+
+
+@pytest.mark.parametrize("missing", sorted(POLICY_KINDS))
+def test_nothing_is_in_force_before_every_list_is_there(node, missing):
+    node.list(WEB, SHOP, DENY, but=[missing])
+
+    assert not node.sync.is_settled
+    assert not node.sync.is_behind
+    assert node.sync.maps.read().subjects == {}
+    node.take(ListStarted(missing), ListEnded(missing))
+    node.sync.turn()
+    assert node.sync.is_settled
+
+
+def test_what_is_listed_comes_into_force_and_pods_are_looked_for(node):
+    node.sync.follow(Network())
+    node.list(WEB, SHOP, DENY)
+
+    assert node.sync.maps.read().subjects.keys() == {*WEB.addresses, *SHOP.addresses}
+    assert node.is_as_planned
+    assert node.devices.told == [sorted([sorted(WEB.addresses), sorted(SHOP.addresses)])]
+    assert node.sync.due_at > node.clock.now
+
+
+def test_the_next_agent_writes_nothing_and_keeps_the_numbers(node):
+    node.list(WEB, SHOP, ALLOW)
+    before = node.sync.maps.read()
+    node.start()
+    node.list(WEB, SHOP, ALLOW)
+
+    assert before == node.sync.maps.read()
+    assert not node.store.writes
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_without_the_numbers_none_of_those_in_use_is_given_out_again(node, damage):
+    node.list(WEB, SHOP, ALLOW)
+    used = {*node.sync.maps.read().identities.values()}
+    path = node.state_dir / FILE
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:40])
+    node.start()
+    node.list(WEB, SHOP, ALLOW)
+
+    assert node.is_as_planned
+    assert used.isdisjoint(node.sync.maps.read().identities.values())
+    assert read_numbers(node.state_dir) == node.sync.planner.numbers
+
+
+def test_numbers_are_on_disk_before_the_maps_hold_them(node):
+    seen: list[bool] = []
+
+    def note(name: str, _key: bytes, value: bytes | None) -> None:
+        if name == "identities" and value:
+            seen.append(int.from_bytes(value, "little") in read_numbers(node.state_dir).identities)
+
+    node.store.note = note  # type: ignore[method-assign]
+    node.list(WEB, SHOP, ALLOW)
+
+    assert seen
+    assert all(seen)
+
+
+def test_numbers_that_cannot_be_written_stop_nothing(node, caplog):
+    (node.state_dir / "identities.new").mkdir()
+    node.list(WEB, SHOP, ALLOW)
+
+    assert node.sync.is_settled
+    assert node.is_as_planned
+    assert node.read("ebproxy_errors_total", kind="numbers") >= 1
+    assert "writing what identities stand for" in caplog.text
+    (node.state_dir / "identities.new").rmdir()
+    node.change(DENY)
+    assert read_numbers(node.state_dir) == node.sync.planner.numbers
+
+
+def test_how_long_changes_took_is_told_of_changes_alone(node):
+    node.list(WEB, SHOP, DENY)
+    name = "ebproxy_policy_enforcement_duration_seconds"
+    assert node.read(f"{name}_count") == 0
+    node.change(ALLOW)
+    node.change(ALLOW)
+
+    assert node.read(f"{name}_count") == 1
+    assert node.read(f"{name}_sum") == 0.25
+
+
+@pytest.mark.parametrize("after", range(12))
+def test_after_a_write_that_failed_everything_is_made_good(node, caplog, after):
+    node.list(WEB, SHOP, DENY)
+    node.store.fail_after = after
+    node.change(ALLOW, pod("web", "10.0.0.9", app="web"))
+    has_failed = node.store.fail_after is None
+
+    assert has_failed == (not node.sync.is_settled) == ("trying again" in caplog.text)
+    assert node.sync.is_behind == has_failed
+    node.sync.turn()
+    assert node.sync.is_settled != has_failed, "not before its time"
+    node.clock.now = max(node.clock.now, node.sync.due_at)
+    node.sync.turn()
+    assert node.sync.is_settled
+    assert node.is_as_planned
+    assert node.store.generation % 2 == 0
+    assert node.read("ebproxy_errors_total", kind="policy") == has_failed
+
+
+def test_the_longer_it_fails_the_longer_it_waits(node):
+    waits = []
+    node.list(WEB, SHOP, DENY)
+    for number in range(8):
+        node.store.fail_after = 0
+        node.change(pod("web", f"10.0.1.{number}", app="web"))
+        waits.append(node.sync.due_at - node.clock.now)
+        node.clock.now = node.sync.due_at
+
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+def test_what_cannot_be_planned_is_told_and_tried_again(node, monkeypatch, caplog):
+    node.list(WEB, SHOP, DENY)
+    monkeypatch.setattr(node.sync.planner, "plan", lambda: {}["no such thing"])
+    node.change(ALLOW)
+
+    assert "policy cannot be planned" in caplog.text
+    node.clock.now = node.sync.due_at
+    node.sync.turn()
+    assert node.sync.is_settled
+    assert node.is_as_planned
+
+
+@pytest.mark.parametrize("name", ["policy", "identities", "subjects"])
+def test_drift_is_healed_and_counted(node, name):
+    node.list(WEB, SHOP, ALLOW)
+    entries = node.store.maps[name].entries
+    del entries[next(iter(entries))]
+    node.sync.turn()
+    assert not node.is_as_planned, "nobody has looked"
+    node.clock.now += 301
+    node.sync.turn()
+
+    assert node.is_as_planned
+    assert node.read("ebproxy_drift_entries_total") == 1
+
+
+def test_a_pod_whose_policy_does_not_fit_is_told_once(tmp_path, clock, caplog):
+    node = Node(tmp_path, clock, PolicySizes(policy=1))
+    node.list(WEB, SHOP, ALLOW)
+    node.change(SHOP)
+
+    assert [name for name, _ in node.degraded] == ["ns/web"]
+    assert "policy is full" in node.degraded[0][1]
+    assert node.read("ebproxy_degraded_subjects") == 1
+    assert caplog.text.count("is degraded") == 1
+    node.take(Delete(DENY.kind, DENY.key))
+    node.sync.turn()
+    assert node.read("ebproxy_degraded_subjects") == 0
+
+
+class TestBesideServices:
+    """In the reconciler: neither waits for the other."""
+
+    @pytest.fixture
+    def agent(self, node, monkeypatch) -> SimulatedAgent:
+        logging.disable()
+        monkeypatch.setattr("agent.reconciler.time", CLOCK)
+        made = SimulatedAgent()
+        made.reconciler._drift_at = math.inf
+        made.reconciler.policy = node.sync
+        yield made
+        logging.disable(logging.NOTSET)
+
+    def submit(self, agent: SimulatedAgent, *events: Event) -> None:
+        for event in events:
+            agent.reconciler.submit(event)
+        assert agent.reconciler._take_in()
+        agent.reconciler._turn()
+
+    def lists(self, *records: PolicyRecord) -> list[Event]:
+        begun, ended = ([it(kind) for kind in sorted(POLICY_KINDS)] for it in (ListStarted, ListEnded))
+        return [*begun, *map(Upsert, records), *ended]
+
+    def test_services_do_not_wait_for_policys_lists(self, agent):
+        self.submit(agent, Upsert(service("web", "10.0.0.1")))
+
+        assert agent.maps.frontends
+        assert agent.reconciler.pending_since is None, "health does not suffer either"
+        assert not agent.reconciler.is_settled.is_set()
+
+    def test_policy_does_not_wait_for_services_lists(self, agent, node):
+        agent.model.unsynced.add(Kind.SERVICE)
+        self.submit(agent, *self.lists(WEB, DENY))
+
+        assert node.sync.is_settled
+        assert node.is_as_planned
+
+    def test_policy_does_not_wait_while_services_cannot_be_written(self, agent, node):
+        agent.maps.fail_after = 0
+        self.submit(agent, Upsert(service("web", "10.0.0.1")), *self.lists(WEB, DENY))
+
+        assert agent.reconciler._retry_at
+        assert node.sync.is_settled
+
+    def test_services_do_not_wait_while_policy_cannot_be_written(self, agent, node):
+        node.store.fail_after = 0
+        self.submit(agent, *self.lists(WEB, DENY), Upsert(service("web", "10.0.0.1")))
+
+        assert agent.maps.frontends
+        assert agent.reconciler.pending_since is not None, "health is to tell"
+        assert not agent.reconciler.is_settled.is_set()
+
+    def test_all_is_settled_once_both_are(self, agent):
+        self.submit(agent, *self.lists(WEB, DENY), Upsert(service("web", "10.0.0.1")))
+
+        assert agent.reconciler.is_settled.is_set()
+        assert agent.reconciler.pending_since is None
+
+    def test_what_cannot_be_read_is_counted_for_both(self, agent, node):
+        self.submit(agent, *self.lists(), Malformed(Kind.NETWORK_POLICY, key("web"), "spec", "no"))
+
+        assert list(node.sync.model.malformed) == [(Kind.NETWORK_POLICY, key("web"))]
+        assert not agent.model.malformed

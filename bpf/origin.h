@@ -11,6 +11,9 @@
 
 #include "maps.h"
 
+/* BCC declares it to return u32, which would cut the cookie. */
+static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
+
 static __always_inline struct origin *origin_slot(u64 cookie)
 {
 	u32 index = cookie & (SOCKET_ORIGIN_SLOTS - 1);
@@ -87,6 +90,32 @@ static __always_inline bool origin_recall(u64 cookie, struct endpoint *peer)
 		return false;
 	peer->address = origin->address;
 	peer->port = origin->port;
+	return true;
+}
+
+static __always_inline bool origin_equal(const struct endpoint *a, const struct endpoint *b)
+{
+	return a->port == b->port && address_equal(&a->address, &b->address);
+}
+
+/* Whether a backend stands for another address that the socket asked for: answers can have one of them only. */
+static __always_inline bool origin_is_another(u64 cookie, const struct endpoint *asked,
+					      const struct endpoint *backend)
+{
+	struct endpoint known = *backend;
+
+	return origin_recall(cookie, &known) && !origin_equal(&known, asked);
+}
+
+/* Remember one peer of a socket that may have many, unless it stands for another address. Returns whether it does now. */
+static __always_inline bool origin_claim_peer(u64 cookie, const struct endpoint *asked,
+					      const struct endpoint *backend)
+{
+	struct endpoint known = *backend;
+
+	if (origin_recall(cookie, &known))
+		return origin_equal(&known, asked);
+	origin_remember_peer(cookie, asked, backend);
 	return true;
 }
 

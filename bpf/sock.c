@@ -17,9 +17,6 @@
 #define EADDRINUSE   98
 #define ECONNREFUSED 111
 
-/* BCC declares it to return u32, which would cut the cookie. */
-static u64 (*socket_cookie)(void *) = (void *)BPF_FUNC_get_socket_cookie;
-
 static __always_inline struct endpoint sock_read4(const struct bpf_sock_addr *ctx)
 {
 	struct endpoint peer = {
@@ -137,7 +134,8 @@ static __always_inline enum lb_verdict sock_connect(struct bpf_sock_addr *ctx, s
  * @peer: what was asked for; becomes the backend
  *
  * The choice follows the socket's cookie: a socket stays with its backend for as long as the service does not change,
- * as a flow does under conntrack.
+ * as a flow does under conntrack. Where two services lead a socket to one backend, its answers cannot tell which of them
+ * was asked: the later one is left to the packet path, which gives it a source port of its own.
  */
 static __always_inline enum lb_verdict sock_send(struct bpf_sock_addr *ctx, struct endpoint *peer)
 {
@@ -151,9 +149,11 @@ static __always_inline enum lb_verdict sock_send(struct bpf_sock_addr *ctx, stru
 	/* Multiplicative hashing (Knuth): consecutive cookies land far apart in the upper 32 bits. */
 	verdict = sock_translate(&asked, (u8)ctx->protocol, (u32)((cookie * 0x9e3779b97f4a7c15ULL) >> 32),
 				 peer);
-	if (verdict == LB_FORWARD)
-		origin_remember_peer(cookie, &asked, peer);
-	else if (verdict == LB_PASS)
+	if (verdict == LB_FORWARD && !origin_claim_peer(cookie, &asked, peer)) {
+		*peer = asked;
+		verdict = LB_PASS;
+	}
+	if (verdict == LB_PASS)
 		origin_forget_peer(cookie, peer);
 	return verdict;
 }

@@ -23,6 +23,7 @@
 #include "maglev.h"
 #include "fragment.h"
 #include "dsr.h"
+#include "origin.h"
 #ifdef POLICY
 #include "policy.h"
 #endif
@@ -308,6 +309,22 @@ static __always_inline bool plan_routes(struct __sk_buff *skb, struct work *work
 	return true;
 }
 
+/*
+ * Whether a flow needs another source port, as its socket already speaks to the backend in another service's name: what a
+ * socket hook translated has no entry here. The socket is known until the stack has the packet, whatever namespace it is in.
+ */
+static __always_inline bool is_port_taken(struct __sk_buff *skb, const struct tuple *asked,
+					  const struct endpoint *backend)
+{
+	struct endpoint frontend = { .address = asked->destination, .port = asked->destination_port };
+	u64 cookie;
+
+	if (asked->protocol != IPPROTO_UDP)
+		return false;
+	cookie = socket_cookie(skb);
+	return cookie && origin_is_another(cookie, &frontend, backend);
+}
+
 /* Begin a flow to the backend that was chosen. Returns GO_ON with the flow in @work, or a verdict. */
 static __always_inline int begin(struct __sk_buff *skb, struct work *work, const struct frontend *frontend,
 				 enum origin_kind origin, const struct endpoint *backend, enum hook hook)
@@ -338,7 +355,8 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *work, const
 	reply->flags = FLOW_REPLY;
 	if (!plan_routes(skb, work, origin, hook))
 		return drop(COUNTER_NO_ROUTE);
-	failed = conntrack_begin(asked, flow, reply, flow->flags & FLOW_MASQUERADED);
+	failed = conntrack_begin(asked, flow, reply,
+				 flow->flags & FLOW_MASQUERADED || is_port_taken(skb, asked, backend));
 	/* The backend's node cannot know of a port that was changed here. */
 	if (!failed && flow->flags & FLOW_DSR && flow->source_port != asked->source_port)
 		failed = COUNTER_SOURCE_NAT_EXHAUSTED;

@@ -148,6 +148,12 @@ class RemoteSocket:
         reply, source = self._client.call(self._number, "recvfrom", 4096)
         return reply.split()[0], tuple(source)
 
+    def ask_at_once(self, targets: list[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Send a datagram to each, and only then receive as many; returns where they came from."""
+        for address, port in targets:
+            self._client.call(self._number, "sendto", "?\n", [address, port])
+        return {tuple(self._client.call(self._number, "recvfrom", 4096)[1]) for _ in targets}
+
     def close(self) -> None:
         """Close."""
         self._client.call(self._number, "close")

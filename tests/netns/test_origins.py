@@ -118,6 +118,20 @@ def test_one_socket_asks_many_services(scene, name, family):
 
 
 @pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("place", ["pod", "host"])
+def test_one_socket_asks_services_over_one_backend(scene, name, place, family):
+    """Each answer comes from where its question went, also of questions that were asked at once."""
+    addresses = [scene.publish(f"{name}-{number}", scene.web[:1])[family == 6] for number in range(3)]
+    sock = scene.clients[place].open("udp", family)
+
+    for _ in range(2):
+        assert {(address, 80) for address in addresses} == sock.ask_at_once([(address, 80) for address in addresses])
+    for address in addresses[::-1]:
+        assert sock.ask_at(address, 80) == ("web-1", (address, 80))
+    sock.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
 def test_a_datagram_socket_stays_with_its_backend(scene, name, family):
     """As a flow does under connection tracking."""
     address = scene.publish(name, scene.web)[family == 6]

@@ -113,7 +113,7 @@ def test_what_holds_the_state_of_sockets_is_carried_over_to_another_layout(store
     again = MapStore.open(bpffs / "larger", larger, former=(bpffs / "maps",))
 
     shared = {name for name in ids(again) if ids(again)[name] == ids(store)[name]}
-    stateful = {"socket_origins", "conntrack", "connections", "counters", "policy_counters"}
+    stateful = {"socket_origins", "conntrack", "connections", "counters", "policy_counters", "policy_states"}
     assert shared == stateful, "peer_origins changed; the others hold no state"
     again.close()
 

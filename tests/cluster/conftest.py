@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 
 import pytest
 
 from tests.cluster.api_servers import AnyApiServer, OurApiServer, running
+from tests.cluster.policy_cluster import PolicyCluster
 from tests.cluster.three_nodes import Service, ThreeNodes
 from tests.requirements import require_root
 
@@ -36,15 +37,38 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     With ``EBPROXY_REAL_API=1`` with a real one.
     """
     require_root()
-    with ExitStack() as stack:
-        api: AnyApiServer
-        if os.environ.get("EBPROXY_REAL_API"):
-            api = stack.enter_context(running("real", tmp_path_factory.mktemp("apiserver")))
-        else:
-            api = OurApiServer()
-            api.start()
-            stack.callback(api.stop)
-        yield stack.enter_context(ThreeNodes(api, socketLB=request.param))
+    with _chosen_api(tmp_path_factory) as api, ThreeNodes(api, socketLB=request.param) as made:
+        yield made
+
+
+@pytest.fixture(scope="session", params=["all", "off"])
+def policy_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyCluster]:
+    """Two nodes under policy that the session's tests share; with an API server as ``cluster`` has."""
+    require_root()
+    with _chosen_api(tmp_path_factory) as api, PolicyCluster(api, socketLB=request.param) as made:
+        made.tables.expect(lambda _: True, limit_s=15)
+        yield made
+
+
+@pytest.fixture
+def policies(policy_cluster: PolicyCluster) -> Iterator[PolicyCluster]:
+    """A cluster under policy in which there is none yet."""
+    yield policy_cluster
+    policy_cluster.reset()
+
+
+@contextmanager
+def _chosen_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyApiServer]:
+    if os.environ.get("EBPROXY_REAL_API"):
+        with running("real", tmp_path_factory.mktemp("apiserver")) as real:
+            yield real
+        return
+    ours = OurApiServer()
+    ours.start()
+    try:
+        yield ours
+    finally:
+        ours.stop()
 
 
 @pytest.fixture

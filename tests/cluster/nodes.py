@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import http.client
 from contextlib import ExitStack
+from typing import Any
+from urllib.parse import urlsplit
 
+from tests.cluster.api_servers import AnyApiServer, write_kubeconfig
+from tests.cluster.relay import Relay
 from tests.lab import netns
+from tests.lab.agents import Agent
 from tests.lab.lab import Lab, Node
 from tests.lab.scene import TARGETS
 from tests.lab.stage import Stage
@@ -57,6 +62,13 @@ class Offer:
         if kind == "NodePort":
             return self.nodes[node].addresses[family], self.node_port
         return {"ClusterIP": self.ips, "externalIP": self.external, "LoadBalancer": self.balanced}[kind][family], 80
+
+
+def watching_agent(stack: ExitStack, node: Node, api: AnyApiServer, **config: Any) -> Agent:
+    """Make the agent of a node that has this API server for its source."""
+    stack.enter_context(Relay(node.netns, urlsplit(api.url).port or 0))
+    kubeconfig = write_kubeconfig(node.directory / "kubeconfig", api)
+    return Agent(node, flags=("--kubeconfig", str(kubeconfig)), **config)
 
 
 def health_status(place: str, address: str, port: int) -> int:

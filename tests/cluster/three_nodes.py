@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from tests.cluster.api_driver import NODES, SERVICES, SLICES
-from tests.cluster.api_servers import AnyApiServer, driver, write_kubeconfig
-from tests.cluster.nodes import COUNT, POD_RANGES, Nodes, Offer
-from tests.cluster.relay import Relay
-from tests.lab.agents import Agent
+from tests.cluster.api_servers import AnyApiServer, driver
+from tests.cluster.nodes import POD_RANGES, Nodes, Offer, watching_agent
 from tests.lab.lab import Pod
 from tests.lab.manifests import NAMESPACE, Endpoint, Object, Port, endpoint_slice, node, service
 from tests.lab.polling import until
@@ -44,13 +41,7 @@ class ThreeNodes(Nodes):
             self.api = driver(api, NAMESPACE)
             for found, zone in zip(self.nodes, ZONES, strict=True):
                 self.api.create(NODES, node(found.name, found.addresses, found.pod_ranges, zone))
-            self.agents = [self._make_agent(api, number) for number in range(COUNT)]
-
-    def _make_agent(self, api: AnyApiServer, number: int) -> Agent:
-        node = self.nodes[number]
-        self._stack.enter_context(Relay(node.netns, urlsplit(api.url).port or 0))
-        kubeconfig = write_kubeconfig(node.directory / "kubeconfig", api)
-        return Agent(node, flags=("--kubeconfig", str(kubeconfig)), **self.config)
+            self.agents = [watching_agent(self._stack, node, api, **self.config) for node in self.nodes]
 
     def service(self) -> Service:
         """Name a Service: its addresses and ports are nobody else's."""

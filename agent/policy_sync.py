@@ -219,6 +219,7 @@ class PolicySync:
         for address, (key, _) in self.planner.subject_pods().items():
             pods.setdefault(key, []).append(address)
         self.devices.turn(now, self._network, list(pods.values()), is_new=self._places_changed)
+        self.maps.apply(self.planner.place(self.devices.places))
         self._places_changed = False
 
     def _heal_drift(self, now: float) -> None:

@@ -88,7 +88,7 @@ BPF_F_TABLE("lpm_trie", struct policy_key, struct policy_entry, policy, 1, BPF_F
 /* address of a pod of this node -> who it is to policy. */
 BPF_HASH(subjects, struct address, struct subject, 1);
 
-/* ifindex -> which pod is behind it, where that is known. */
+/* ifindex -> which pod is behind it, where that is known. Read where a source is no subject that says so itself. */
 BPF_HASH(pod_devices, u32, struct pod_device, 1);
 
 /* Read with every packet of a subject. */

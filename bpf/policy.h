@@ -159,18 +159,14 @@ static __always_inline bool policy_identify(struct __sk_buff *skb, struct work *
 		policy_read_error(skb, packet, tuple);
 	}
 	own = leaves ? &tuple->source : &tuple->destination;
-	if (leaves) {
-		pod = pod_devices.lookup(&ifindex);
-		if (ANTI_SPOOFING && pod && policy_is_spoofed(packet, own, pod))
-			return policy_turn_away(work, leaves, REASON_SPOOFED);
-	}
 	found = subjects.lookup(own);
-	if (!found) {
-		if (!leaves)
-			pod = pod_devices.lookup(&ifindex);
-		if (pod)
-			found = policy_behind(pod, packet->is_ipv6);
-	}
+	/* Most packets come from a subject that says itself that it is behind this device. */
+	if (!found || (ANTI_SPOOFING && leaves && found->device != ifindex))
+		pod = pod_devices.lookup(&ifindex);
+	if (ANTI_SPOOFING && leaves && pod && policy_is_spoofed(packet, own, pod))
+		return policy_turn_away(work, leaves, REASON_SPOOFED);
+	if (!found && pod)
+		found = policy_behind(pod, packet->is_ipv6);
 	if (!found) {
 		state = policy_state_now();
 		if (state && state->is_strict && (pod || policy_is_pods(own)))

@@ -296,6 +296,7 @@ struct subject {
 	u32 identity;
 	u32 flags; /* SUBJECT_* */
 	u32 since; /* its connections may be older than what is known of them; seconds of the monotonic clock, 0 = none is */
+	u32 device; /* the ifindex of that the pod is behind; 0 = not known */
 };
 
 #define SUBJECT_INGRESS 1 /* policy is to be asked about what comes in */
@@ -400,6 +401,7 @@ struct work {
 	struct affinity affinity;
 	struct subject subject;  /* whose packet it is to policy */
 	u32 is_read;             /* between stages: whether packet is this one, its fragments joined */
+	u32 pad;                 /* zero */
 	struct flow_event event; /* what policy makes of it */
 	struct held held;
 };

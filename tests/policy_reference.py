@@ -231,7 +231,7 @@ class PolicyMaps:
         found = self.state.subjects.get(subject)
         if found is None or subject == peer:
             return True
-        identity, flags, _ = SUBJECT.packer.unpack(found)
+        identity, flags, *_ = SUBJECT.packer.unpack(found)
         if not flags & (SubjectFlag.INGRESS if direction is Direction.INGRESS else SubjectFlag.EGRESS):
             return True
         if flags & (SubjectFlag.FAIL_OPEN | SubjectFlag.FAIL_CLOSED):

@@ -82,7 +82,7 @@ class PolicyMaps:
         value = self._maps["subjects"].lookup(own) if own else None
         if own is None or value is None:
             return self._not_subject(own)
-        number, flags, _ = SUBJECT.packer.unpack(value)
+        number, flags, *_ = SUBJECT.packer.unpack(value)
         if not flags & _FLAGS[direction]:
             return Answer(ALLOW, f"no policy is about the pod's {direction.name.lower()}")
         if own == peer:

@@ -106,7 +106,7 @@ DEVICE = _layout("device", ipv4="16s", ipv6="16s", flags="I")
 FRAGMENT_KEY = _layout("fragment_key", source="16s", destination="16s", id="I", protocol="B", place="B", pad="2s")
 FRAGMENT = _layout("fragment", ports="4s", seen="I")
 HELD = _layout("held", seen="I", size="I", is_taken="I", pad="I", frame="1536s")
-SUBJECT = _layout("subject", identity="I", flags="I", since="I")
+SUBJECT = _layout("subject", identity="I", flags="I", since="I", device="I")
 POLICY_KEY = _layout("policy_key", prefix_bits="I", subject="I", peer="I", direction="B", protocol="B", port="2s")
 POLICY_ENTRY = _layout("policy_entry", rule="I", allowed="I")
 POLICY_STATE = _layout("policy_state", generation="I", sample="I", is_strict="I", is_answered="I")
@@ -138,6 +138,7 @@ WORK = _layout(
     affinity=f"{AFFINITY.size}s",
     subject=f"{SUBJECT.size}s",
     is_read="I",
+    pad="I",
     event=f"{FLOW_EVENT.size}s",
     held=f"{HELD.size}s",
 )

@@ -52,7 +52,9 @@ class PolicyPlanner:
         self._addresses = _numbers(found.identities)
         self._blocks = _numbers(found.blocks)
         self._subjects = dict(found.subjects)
-        self._since = {address: SUBJECT.packer.unpack(value)[2] for address, value in found.subjects.items()}
+        subjects = {address: SUBJECT.packer.unpack(value) for address, value in found.subjects.items()}
+        self._since = {address: since for address, (_, _, since, _) in subjects.items()}
+        self._places = {address: device for address, (*_, device) in subjects.items()}
         self._first_since = 0 if found.subjects or found.policy else since
         rules = max((POLICY_ENTRY.packer.unpack(value)[0] for value in found.policy.values()), default=0)
         self._identities = Identities(numbers.identities, max(numbers.last_identity, self._highest()))
@@ -227,6 +229,7 @@ class PolicyPlanner:
         if before is not None:
             if before[0] != key:
                 self._since.pop(address, None)
+                self._places.pop(address, None)
             self._let_go(before[1])
 
     def _let_go(self, number: int | None) -> None:
@@ -259,15 +262,30 @@ class PolicyPlanner:
             plan.removed_subjects.append(address)
             del self._subjects[address]
             self._since.pop(address, None)
+            self._places.pop(address, None)
         for address, (_, number) in sorted(self._local.items()):
             flags = self._rows.flags(number) | (self._overflow if number in self._failing else 0)
-            value, before = SUBJECT.packer.pack(number, flags, self._since.get(address, 0)), self._subjects.get(address)
+            fields = number, flags, self._since.get(address, 0), self._places.get(address, 0)
+            value, before = SUBJECT.packer.pack(*fields), self._subjects.get(address)
             if value == before or (
                 before is None and len(self._subjects) + len(plan.removed_subjects) >= self._sizes.subjects
             ):
                 continue
             self._subjects[address] = plan.subjects[address] = value
-            plan.bumps_generation = plan.bumps_generation or before is not None
+            is_other = before is not None and SUBJECT.packer.unpack(before)[:-1] != fields[:-1]
+            plan.bumps_generation = plan.bumps_generation or is_other
+
+    def place(self, devices: Mapping[bytes, int]) -> PolicyPlan:
+        """Plan what subjects are to say of the devices that their pods are behind; no verdict changes by it."""
+        self._places = dict(devices)
+        plan = PolicyPlan()
+        for address, value in self._subjects.items():
+            *fields, before = SUBJECT.packer.unpack(value)
+            device = devices.get(address, 0)
+            if device != before:
+                plan.subjects[address] = SUBJECT.packer.pack(*fields, device)
+        self._subjects |= plan.subjects
+        return plan
 
     def differences(self, state: PolicyState) -> int:
         """Count the entries that are not in the maps as they were planned."""

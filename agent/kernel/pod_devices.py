@@ -48,6 +48,16 @@ class PodDevices:
         self._known = {value: U32.packer.unpack(key)[0] for key, value in found.items()}
         self._retry_s = _RETRY_FLOOR_S
 
+    @property
+    def places(self) -> dict[bytes, int]:
+        """Say behind which device each address is, where that is known."""
+        return {
+            address: device
+            for value, device in self._known.items()
+            for address in POD_DEVICE.packer.unpack(value)
+            if any(address)
+        }
+
     def forget(self) -> None:
         """Read back what is there before anything is written again."""
         self._maps.forget()

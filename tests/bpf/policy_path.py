@@ -132,7 +132,7 @@ class PolicyPath(PacketPath):
                 self.store.maps[name].delete(key)
         self.generation = 1
         self.set_state()
-        self.subject(at.POD_ONE, ONE)
+        self.subject(at.POD_ONE, ONE, device="one")
         for address, number in zip(at.POD_TWO + at.REMOTE_POD, (TWO, TWO, REMOTE, REMOTE), strict=True):
             self.identify(address, number)
         for direction in Direction:
@@ -158,10 +158,19 @@ class PolicyPath(PacketPath):
         sample, is_strict, is_answered = self._settings
         self.set_state(sample=sample, is_strict=is_strict, is_answered=is_answered)
 
-    def subject(self, addresses: tuple[str, ...], identity: int, flags: SubjectFlag = ISOLATED, since: int = 0) -> None:
-        """Say who is subject to policy; a subject is a peer by the same number."""
+    def subject(
+        self,
+        addresses: tuple[str, ...],
+        identity: int,
+        flags: SubjectFlag = ISOLATED,
+        since: int = 0,
+        *,
+        device: str = "",
+    ) -> None:
+        """Say who is subject to policy, and behind which device, if that is known; it is a peer by the same number."""
+        value = SUBJECT.packer.pack(identity, flags, since, self.ifindex[device] if device else 0)
         for address in addresses:
-            self.store.maps["subjects"].update(parse_address(address), SUBJECT.packer.pack(identity, flags, since))
+            self.store.maps["subjects"].update(parse_address(address), value)
             self.identify(address, identity)
 
     def release(self, addresses: tuple[str, ...]) -> None:

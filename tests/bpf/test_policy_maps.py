@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.abi import map_specs
+from agent.core.abi import SUBJECT, map_specs
 from agent.core.policy_plan import PolicyPlan
 from agent.errors import DataplaneError
 from agent.kernel.maps import MapStore
@@ -108,7 +108,7 @@ class TestAdoption:
 
     def test_what_is_there_already_stays(self, filled, directory):
         opened, maps = self.other(directory)
-        maps.apply(PolicyPlan(subjects={bytes(16): bytes(12)}))
+        maps.apply(PolicyPlan(subjects={bytes(16): bytes(SUBJECT.size)}))
 
         assert not maps.adopt([directory / "now"])
         assert maps.read().policy == {}

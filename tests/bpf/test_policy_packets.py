@@ -9,7 +9,7 @@ from scapy.layers.inet6 import ICMPv6MLReport2, ICMPv6ND_NA, ICMPv6ND_NS
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from agent.core.abi import PEER_ANY, PEER_WORLD, Counter, Direction, FrontendKind, Reason
+from agent.core.abi import PEER_ANY, PEER_WORLD, Counter, Direction, FrontendKind, Reason, SubjectFlag
 from tests.bpf import packet_path as at
 from tests.bpf.harness import TC_ACT_REDIRECT, TC_ACT_UNSPEC
 from tests.bpf.packet_path import to
@@ -179,6 +179,40 @@ def test_errors_and_pings_in_the_name_of_others_are_dropped(policy, family):
     assert is_dropped(policy.from_pod(icmp_error(about, at.POD_TWO[family])))
     assert is_dropped(policy.from_pod(echo_request(at.POD_TWO[family], at.REMOTE_POD[family])))
     assert policy.judged() == {(Direction.EGRESS, Reason.SPOOFED, False): 2}
+
+
+@EACH
+@pytest.mark.parametrize("behind", ["", "two"], ids=["not-known-where", "behind-its-own-device"])
+def test_who_is_a_subject_too_is_no_source_for_others(policy, behind, protocol, family):
+    policy.subject(at.POD_TWO, TWO, SubjectFlag(0), device=behind)
+    sent = packet(protocol, End(at.POD_TWO[family], 4000), End(at.REMOTE_POD[family], 80))
+
+    assert is_dropped(policy.from_pod(sent))
+    assert policy.judged() == {(Direction.EGRESS, Reason.SPOOFED, False): 1}
+    assert not fault_of_pass(policy.from_pod(sent, "two"), sent)
+
+
+@EACH
+def test_a_subject_that_says_where_it_is_needs_no_other_witness(policy, protocol, family):
+    """The device's own entry is not looked at: here it would say otherwise."""
+    policy.device("one", at.POD_TWO)
+    policy.rule(Direction.EGRESS, PEER_ANY)
+    sent = packet(protocol, client(family), End(at.REMOTE_POD[family], 80))
+    assert not fault_of_pass(policy.from_pod(sent), sent)
+
+    policy.subject(at.POD_ONE, ONE)
+    assert is_dropped(policy.from_pod(sent))
+
+
+@EACH
+@pytest.mark.parametrize("is_known", [True, False], ids=["known-device", "unknown-device"])
+def test_a_pod_that_has_moved_is_believed_before_its_subject_says_so(policy, is_known, protocol, family):
+    policy.subject(at.POD_ONE, ONE, device="two")
+    policy.device("one", at.POD_ONE if is_known else None)
+    policy.rule(Direction.EGRESS, PEER_ANY)
+    sent = packet(protocol, client(family), End(at.REMOTE_POD[family], 80))
+
+    assert not fault_of_pass(policy.from_pod(sent), sent)
 
 
 def test_a_device_of_nobody_known_has_any_source(policy):

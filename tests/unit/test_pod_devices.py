@@ -148,6 +148,13 @@ def test_what_was_heard_once_stays_known_also_to_the_next_agent(node):
     assert node.maps.writes == 1
 
 
+def test_places_are_told_by_address(node):
+    node.routes |= {A4: 11, B6: 12}
+    node.turn(A, (B6,))
+
+    assert node.finder.places == {A4: 11, A6: 11, B6: 12}
+
+
 def test_pods_that_were_not_found_are_looked_for_less_and_less_often(node):
     waits = []
     node.routes[A4] = 11

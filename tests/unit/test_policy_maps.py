@@ -19,7 +19,7 @@ def k(name: str, number: int) -> bytes:
 
 
 def v(name: str, number: int) -> bytes:
-    return number.to_bytes({"policy": 8, "blocks": 4, "identities": 4, "subjects": 12}[name], "big")
+    return number.to_bytes({"policy": 8, "blocks": 4, "identities": 4, "subjects": 16}[name], "big")
 
 
 def entries(name: str, *numbers: int) -> dict[bytes, bytes]:

@@ -10,7 +10,7 @@ from agent.core.addresses import parse_address
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_planner import Numbers, PolicyPlanner, PolicySizes, PolicyState
 from agent.core.policy_records import Operator, Peer
-from agent.core.records import Kind, ListStarted, ObjectKey, Upsert
+from agent.core.records import Delete, Kind, ListStarted, ObjectKey, Upsert
 from tests.builders import key
 from tests.policy_builders import (
     PolicyNode,
@@ -39,8 +39,12 @@ WEB_TO_DB = network_policy("x/db", selector(app="db"), ingress=[rule(pods(app="w
 
 
 def subject(node: PolicyNode, address: bytes) -> tuple[int, SubjectFlag, int]:
-    identity, flags, since = SUBJECT.packer.unpack(node.maps.state.subjects[address])
+    identity, flags, since, _ = SUBJECT.packer.unpack(node.maps.state.subjects[address])
     return identity, SubjectFlag(flags), since
+
+
+def place(node: PolicyNode, address: bytes) -> int:
+    return SUBJECT.packer.unpack(node.maps.state.subjects[address])[3]
 
 
 def test_nothing_is_planned_before_everything_is_listed():
@@ -295,6 +299,29 @@ def test_whoever_is_told_the_same_shares_it():
     assert len({id(it) for it in columns}) == 1
 
 
+def test_who_has_an_address_next_is_not_where_the_one_before_was():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+    node.maps.apply(node.planner.place({DB: 11}))
+    before = subject(node, DB)
+    assert place(node, DB) == 11
+
+    node.apply(pod("x/other", "10.1.0.1", app="db"), Delete(Kind.POD, key("x/db")))
+
+    assert subject(node, DB)[:2] == before[:2]
+    assert place(node, DB) == 0
+
+
+def test_what_is_planned_anew_keeps_places():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+    node.maps.apply(node.planner.place({DB: 11}))
+    node.delete(WEB_TO_DB)
+    assert place(node, DB) == 11
+
+    node.restart()
+    assert place(node, DB) == 11
+    assert not node.planner.place({DB: 11})
+
+
 def test_differences_counts_what_is_not_as_planned():
     node = PolicyNode(*PODS, WEB_TO_DB)
     state = node.maps.state
@@ -302,6 +329,6 @@ def test_differences_counts_what_is_not_as_planned():
 
     state.policy.popitem()
     state.identities[parse_address("10.9.9.9")] = b"\x10\0\0\0"
-    state.subjects[DB] = bytes(12)
+    state.subjects[DB] = bytes(SUBJECT.size)
 
     assert node.planner.differences(state) == 3

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from agent.core.abi import SUBJECT
 from agent.core.network import Network
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicySizes
@@ -38,6 +39,7 @@ class Devices:
 
     def __init__(self) -> None:
         self.told: list[list[list[bytes]]] = []
+        self.places: dict[bytes, int] = {}
 
     def turn(self, _now: float, _network: Network, found: list[list[bytes]], *, is_new: bool) -> None:
         assert is_new
@@ -140,6 +142,20 @@ def test_what_is_listed_comes_into_force_and_pods_are_looked_for(node):
     assert node.is_as_planned
     assert node.devices.told == [sorted([sorted(WEB.addresses), sorted(SHOP.addresses)])]
     assert node.sync.due_at > node.clock.now
+
+
+def test_subjects_say_behind_which_device_they_are_and_no_verdict_is_taken_anew(node):
+    node.sync.follow(Network())
+    node.list(WEB, SHOP, DENY)
+    revision = node.sync.maps.revision
+    node.devices.places = {WEB.addresses[0]: 11}
+    node.sync.follow(Network())
+    node.sync.turn()
+
+    subjects = {address: SUBJECT.packer.unpack(it) for address, it in node.sync.maps.read().subjects.items()}
+    assert {address: device for address, (*_, device) in subjects.items() if device} == {WEB.addresses[0]: 11}
+    assert node.sync.maps.revision == revision
+    assert node.is_as_planned
 
 
 def test_the_next_agent_writes_nothing_and_keeps_the_numbers(node):

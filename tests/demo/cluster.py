@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.lab.agents import Agent
 from tests.lab.lab import Lab, Pod
-from tests.lab.manifests import WEB, Manifests, endpoint_slice, service
+from tests.lab.manifests import WEB, Manifests, endpoint_slice, namespace, network_policy, service
 from tests.lab.traffic import Client
 
 WEB_IPS = ("10.96.0.10", "fd00:10:96::10")
@@ -36,6 +36,15 @@ class Cluster:
         pods = [pod.manifest("web") for pod in self.web[:count]]
         self.manifests.write("web", service("web", WEB_IPS), *slices, *pods)
 
+    def let_in(self, *apps: str) -> None:
+        """Have a NetworkPolicy that lets the pods of these apps in to the web pods, and nobody else."""
+        rules = [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]} for app in apps]
+        self.manifests.write("policy", network_policy("web", "web", policyTypes=["Ingress"], ingress=rules))
+
+    def open(self) -> None:
+        """Have no NetworkPolicy."""
+        self.manifests.remove("policy")
+
 
 def build(lab: Lab) -> Cluster:
     """Make pods, servers and YAML on a new lab; start no agent yet."""
@@ -46,7 +55,9 @@ def build(lab: Lab) -> Cluster:
     manifests = Manifests(lab.directory / "manifests")
     manifests.write("nodes", *(node.manifest() for node in lab.nodes))
     manifests.write("empty", service("empty", EMPTY_IPS))
+    manifests.write("shopper", namespace(), shopper.manifest("shopper"))
     clients = {"pod on node-1": shopper.client(), "host node-2": two.client()}
-    cluster = Cluster(lab, manifests, web, [Agent(node, manifests) for node in lab.nodes], clients)
+    agents = [Agent(node, manifests, networkPolicy="standard", flowSample=1) for node in lab.nodes]
+    cluster = Cluster(lab, manifests, web, agents, clients)
     cluster.scale(2)
     return cluster

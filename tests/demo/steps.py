@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.text import Text
 
 from tests.demo.cluster import EMPTY_IPS, PORT, WEB_IPS, Cluster
+from tests.demo.policy import deny_and_allow
 from tests.demo.screen import Screen, bars, check
 from tests.lab.agents import Agent
 from tests.lab.traffic import MODES, Answer, Churn, churning
@@ -200,6 +201,7 @@ STEPS: tuple[tuple[str, Step], ...] = (
     ("A Service scaled by editing its manifest", scale),
     ("A Service without endpoints", refusal),
     ("ebproxy trace", trace),
+    ("A NetworkPolicy: who is denied, which policy it is, and how soon it allows", deny_and_allow),
     ("kill -9 of the agent under traffic, and its restart", kill),
     ("ebproxy cleanup", cleanup),
 )

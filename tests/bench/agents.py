@@ -29,17 +29,27 @@ class Agent:
     """One agent after another in the same place, a worker's: same network namespace, same cgroup, same pins."""
 
     def __init__(
-        self, stage: Stage, feed: Feed, population: Population, worker: Worker, ends: contextlib.ExitStack
+        self,
+        stage: Stage,
+        feed: Feed,
+        population: Population,
+        worker: Worker,
+        ends: contextlib.ExitStack,
+        *,
+        has_policy: bool = False,
     ) -> None:
-        self._directory = stage.directory / "agent"
+        self._directory = stage.directory / f"agent-{worker.name}"
         self._directory.mkdir()
         self._netns = worker.netns
-        self._bpffs = stage.bpffs("agent-bpffs", ends, worker.netns.name)
+        self._bpffs = stage.bpffs(f"agent-{worker.name}-bpffs", ends, worker.netns.name)
         self._cgroup = worker.cgroup
         self._state = self._directory / "state"
         sizes = sizes_for(population)
         config = self._directory / "config.yaml"
-        config.write_text(f"mapSizes: {{frontends: {sizes.frontends}, segments: {sizes.segments}}}\n")
+        config.write_text(
+            f"networkPolicy: '{'standard' if has_policy else 'off'}'\n"
+            f"mapSizes: {{frontends: {sizes.frontends}, segments: {sizes.segments}}}\n"
+        )
         (self._directory / "kubeconfig").write_text(kubeconfig(feed.url))
         self._process: subprocess.Popen[bytes] | None = None
         ends.callback(self.kill)

@@ -10,10 +10,11 @@
  *
  *	connect COUNT ADDRESS SPREAD PORT	connect and close, COUNT times
  *	crr     COUNT ADDRESS SPREAD PORT	connect, a byte there and back, close
+ *	rr      COUNT ADDRESS SPREAD PORT	a byte there and back, on one connection
  *	udp     COUNT ADDRESS SPREAD PORT	a byte there and back, on one unconnected socket
  *	churn   0     ADDRESS SPREAD PORT	connect and close until something arrives on standard input
  *
- * The answer is COUNT pairs of u32, nanoseconds of the connect or the exchange and of the close (0 for udp); for
+ * The answer is COUNT pairs of u32, nanoseconds of the connect or the exchange and of the close (0 for rr and udp); for
  * churn one pair, connects tried and failed. Any failure but churn's ends the worker.
  */
 #define _GNU_SOURCE
@@ -194,6 +195,22 @@ static void run_tcp(int count, const struct target *target, int with_request)
 	}
 }
 
+static void run_requests(int count, const struct target *target)
+{
+	struct sockaddr_in peer = pick(target);
+	int fd = client_socket();
+
+	if (connect(fd, (struct sockaddr *)&peer, sizeof(peer)))
+		err(1, "connect to %s:%u", inet_ntoa(peer.sin_addr), target->port);
+	for (int i = 0; i < count; i++) {
+		uint64_t begun = now_ns();
+
+		exchange_byte(fd);
+		samples[i] = (struct sample) { now_ns() - begun, 0 };
+	}
+	close(fd);
+}
+
 static void run_udp(int count, const struct target *target)
 {
 	struct timeval patience = { .tv_sec = 2 };
@@ -252,6 +269,8 @@ static void obey(const char *line)
 	target.address = ntohl(parsed.s_addr);
 	if (!strcmp(verb, "connect") || !strcmp(verb, "crr"))
 		run_tcp(count, &target, verb[1] == 'r');
+	else if (!strcmp(verb, "rr"))
+		run_requests(count, &target);
 	else if (!strcmp(verb, "udp"))
 		run_udp(count, &target);
 	else if (!strcmp(verb, "churn"))

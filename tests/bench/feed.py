@@ -15,11 +15,25 @@ from urllib.parse import parse_qs, urlsplit
 
 from agent.core.records import Kind
 from tests.bench.errors import BenchError
+from tests.bench.policy_population import PolicyPopulation
 from tests.bench.population import NODE, Population, node
 from tests.lab import netns
 
-_KINDS = {"services": Kind.SERVICE, "endpointslices": Kind.ENDPOINT_SLICE, "nodes": Kind.NODE}
-_API_VERSIONS = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
+_KINDS = {
+    "services": Kind.SERVICE,
+    "endpointslices": Kind.ENDPOINT_SLICE,
+    "nodes": Kind.NODE,
+    "pods": Kind.POD,
+    "namespaces": Kind.NAMESPACE,
+    "networkpolicies": Kind.NETWORK_POLICY,
+    "clusternetworkpolicies": Kind.CLUSTER_NETWORK_POLICY,
+}
+_API_VERSIONS = {
+    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
+    Kind.NETWORK_POLICY: "networking.k8s.io/v1",
+    Kind.CLUSTER_NETWORK_POLICY: "policy.networking.k8s.io/v1alpha2",
+}
+"""Of those that are not ``v1``."""
 _CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 _WATCH_LIMIT_S = 30.0
 
@@ -36,8 +50,8 @@ class Feed:
     the kernel had taken in the last one (monotonic seconds).
     """
 
-    def __init__(self, population: Population, place: str = "") -> None:
-        """Listen, in a network namespace if one is named."""
+    def __init__(self, population: Population, place: str = "", policy: PolicyPopulation | None = None) -> None:
+        """Listen, in a network namespace if one is named; without ``policy`` nothing that it is made of is served."""
         self.first_byte_at = 0.0
         self.last_byte_at = 0.0
         self._version = 1
@@ -45,6 +59,7 @@ class Feed:
             Kind.SERVICE: [population.service(number, 1) for number in range(population.services)],
             Kind.ENDPOINT_SLICE: [population.slice(number, 1) for number in range(population.services)],
             Kind.NODE: [node(1)],
+            **(policy.objects() if policy else {}),
         }
         self._lists = {kind: self._initial_events(kind) for kind in self._objects}
         self._watches: dict[Kind, socket.socket] = {}
@@ -71,10 +86,17 @@ class Feed:
 
     def change_slice(self, number: int, source: bytes) -> float:
         """Change a slice and tell whoever watches; returns when the write began (monotonic seconds)."""
+        return self._change(Kind.ENDPOINT_SLICE, number, source)
+
+    def change_policy(self, number: int, source: bytes) -> float:
+        """The same for a NetworkPolicy."""
+        return self._change(Kind.NETWORK_POLICY, number, source)
+
+    def _change(self, kind: Kind, number: int, source: bytes) -> float:
         self._version += 1
-        self._objects[Kind.ENDPOINT_SLICE][number] = source
+        self._objects[kind][number] = source
         chunk = _chunk("MODIFIED", source)
-        watch = self._watch_of(Kind.ENDPOINT_SLICE)
+        watch = self._watch_of(kind)
         begun = time.monotonic()
         watch.sendall(chunk)
         return begun
@@ -109,7 +131,7 @@ class Feed:
         end = (
             b'{"kind":"%s","apiVersion":"%s","metadata":{"resourceVersion":"%d","annotations":'
             b'{"k8s.io/initial-events-end":"true"}}}'
-        ) % (kind.value.encode(), _API_VERSIONS[kind].encode(), self._version)
+        ) % (kind.value.encode(), _version_of(kind), self._version)
         chunks = [_chunk("ADDED", source) for source in self._objects[kind]]
         return b"".join([*chunks, _chunk("BOOKMARK", end)])
 
@@ -119,7 +141,7 @@ class Feed:
         token = b'"continue":"%d",' % end if end < len(items) else b""
         return b'{"kind":"%sList","apiVersion":"%s","metadata":{%s"resourceVersion":"%d"},"items":[%s]}' % (
             kind.value.encode(),
-            _API_VERSIONS[kind].encode(),
+            _version_of(kind),
             token,
             self._version,
             b",".join(items[start:end]),
@@ -157,7 +179,7 @@ class Feed:
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         kind = _KINDS.get(parts.path.rsplit("/", 1)[-1])
-        if method != "GET" or kind is None:
+        if method != "GET" or kind not in self._objects:
             _reply(connection, b"{}", "201 Created" if method == "POST" else "404 Not Found")
         elif query.get("watch") == "true":
             self._watch(connection, kind, with_list=query.get("sendInitialEvents") == "true")
@@ -181,6 +203,10 @@ class Feed:
         finally:
             if self._watches.get(kind) is connection:
                 del self._watches[kind]
+
+
+def _version_of(kind: Kind) -> bytes:
+    return _API_VERSIONS.get(kind, "v1").encode()
 
 
 def _requests(connection: socket.socket) -> Iterator[tuple[str, str]]:

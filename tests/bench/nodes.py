@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from agent.core.abi import FIRST_FREE_SLOT, MapSizes
@@ -18,6 +19,8 @@ from agent.kernel.netlink import Netlink, read_network
 from agent.kernel.programs import ProgramOptions
 from tests.bench.errors import BenchError
 from tests.bench.lines import Line
+from tests.bench.policy_maps import fill_policy, with_policy
+from tests.bench.policy_population import PolicyPopulation
 from tests.bench.population import NODE, POD_RANGE, Population
 from tests.bench.stage import Stage
 from tests.lab import netns
@@ -50,12 +53,27 @@ def open_dataplane(
 
 
 def open_node(
-    stage: Stage, line: Line, cgroup: Path, population: Population, ends: contextlib.ExitStack, *, socket_lb: bool
+    stage: Stage,
+    line: Line,
+    cgroup: Path,
+    population: Population,
+    ends: contextlib.ExitStack,
+    *,
+    socket_lb: bool,
+    policy: tuple[PolicyPopulation, Mapping[int, int]] | None = None,
 ) -> Dataplane:
-    """Open a dataplane for the node of a line: its devices get the packet path's programs too."""
-    bpffs = stage.bpffs(line.name, ends, line.node)
+    """Open a dataplane for the node of a line: its devices get the packet path's programs too.
+
+    ``policy``: what it is made of, and behind which devices its pods are, by their numbers; None = there is none.
+    """
+    sizes = sizes_for(population)
     options = DataplaneOptions(
-        bpffs, cgroup, sizes_for(population), socket_lb=socket_lb, pods=PodDetection((POD_RANGE,))
+        stage.bpffs(line.name, ends, line.node),
+        cgroup,
+        with_policy(sizes) if policy else sizes,
+        ProgramOptions(policy=policy is not None),
+        socket_lb,
+        pods=PodDetection((POD_RANGE,)),
     )
     with netns.entered(line.node):
         dataplane = _open(options, ends)
@@ -63,6 +81,8 @@ def open_node(
             network = read_network(netlink)
         dataplane.follow(network, ())
         _fill(dataplane, population, network)
+        if policy:
+            fill_policy(dataplane, *policy)
         dataplane.activate()
         while dataplane.is_behind:
             dataplane.catch_up()

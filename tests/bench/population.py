@@ -114,7 +114,7 @@ class Population:
 
     def service(self, number: int, version: int) -> bytes:
         """A Service as JSON, with the fields a real one carries."""
-        return _dump(
+        return dump(
             {
                 "apiVersion": "v1",
                 "kind": "Service",
@@ -122,7 +122,7 @@ class Population:
                     **self._metadata(self.name(number), number, version),
                     "labels": {"app": self.name(number), "team": self.namespace(number)},
                     "managedFields": [
-                        _managed("kubectl-client-side-apply", {"f:spec": {"f:ports": {}, "f:selector": {}}})
+                        managed("kubectl-client-side-apply", {"f:spec": {"f:ports": {}, "f:selector": {}}})
                     ],
                 },
                 "spec": {
@@ -186,7 +186,7 @@ class Population:
             }
             for index, address in enumerate(addresses or self.addresses(number))
         ]
-        return _dump(
+        return dump(
             {
                 "addressType": "IPv4",
                 "apiVersion": "discovery.k8s.io/v1",
@@ -208,7 +208,7 @@ class Population:
                 "kubernetes.io/service-name": self.name(number),
             },
             "managedFields": [
-                _managed("kube-controller-manager", {"f:addressType": {}, "f:endpoints": {}, "f:ports": {}})
+                managed("kube-controller-manager", {"f:addressType": {}, "f:endpoints": {}, "f:ports": {}})
             ],
             "ownerReferences": [
                 {
@@ -217,7 +217,7 @@ class Population:
                     "controller": True,
                     "kind": "Service",
                     "name": self.name(number),
-                    "uid": _uid(number),
+                    "uid": uid(number),
                 }
             ],
         }
@@ -228,13 +228,13 @@ class Population:
             "name": name,
             "namespace": self.namespace(number),
             "resourceVersion": str(version),
-            "uid": _uid(number),
+            "uid": uid(number),
         }
 
 
 def node(version: int) -> bytes:
     """This node as JSON."""
-    return _dump(
+    return dump(
         {
             "apiVersion": "v1",
             "kind": "Node",
@@ -245,7 +245,8 @@ def node(version: int) -> bytes:
     )
 
 
-def _managed(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+def managed(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """An entry of managedFields: who has set which fields."""
     return {
         "apiVersion": "v1",
         "fieldsType": "FieldsV1",
@@ -256,9 +257,11 @@ def _managed(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _uid(number: int) -> str:
+def uid(number: int) -> str:
+    """A UID."""
     return f"3f1c8a52-0d7b-4e5f-9a34-{number:012}"
 
 
-def _dump(source: dict[str, Any]) -> bytes:
+def dump(source: dict[str, Any]) -> bytes:
+    """Write an object as an API server does."""
     return json.dumps(source, separators=(",", ":")).encode()

@@ -11,7 +11,21 @@ from pathlib import Path
 from rich.console import Console
 
 from agent.errors import EbproxyError
-from tests.bench import change, connect, forwarding, hook, idle, maglev, packets, peers, plots, restart, sync
+from tests.bench import (
+    change,
+    connect,
+    forwarding,
+    hook,
+    idle,
+    maglev,
+    packets,
+    peers,
+    plots,
+    policy_change,
+    policy_cost,
+    restart,
+    sync,
+)
 from tests.bench.agents import Agent
 from tests.bench.errors import BenchError
 from tests.bench.feed import Feed
@@ -25,7 +39,8 @@ from tests.bench.worker import Worker
 _CONNECTING = frozenset({"G1", "G2", "G3", "G4", "G5"})
 _FORWARDING = frozenset({"G5", "G6"})
 _RUNNING = frozenset({"G8", "G9", "G10", "G11", "G12", "G13", "G16"})
-GOALS = _CONNECTING | _FORWARDING | _RUNNING | {"G14"}
+_ENFORCING = frozenset({"G15", "G17", "G18"})
+GOALS = _CONNECTING | _FORWARDING | _RUNNING | _ENFORCING | {"G7", "G14"}
 _EXTERNAL_EVERY = 10  # Services that an agent is told of: every tenth is reached from outside
 _TCP = ["direct", "direct again", connect.OURS, connect.BARE, connect.THREE_HASHES, "nft", "iptables"]
 _UDP = ["direct", "direct again", connect.OURS, "nft"]
@@ -58,6 +73,10 @@ class Run:
             self._play(self._run_agent)
         if "G14" in self._goals:
             self._play(self._build_tables)
+        if "G7" in self._goals:
+            self._play(self._isolate)
+        if self._goals & _ENFORCING:
+            self._play(self._enforce)
         return [result for result in self._results if result.name.split()[0] in self._goals]
 
     def _play(self, part: Callable[[contextlib.ExitStack], None]) -> None:
@@ -143,6 +162,33 @@ class Run:
     def _build_tables(self, ends: contextlib.ExitStack) -> None:
         self._say("building Maglev tables")
         self._results += maglev.tables(self._stage, self._scale, ends)
+
+    def _isolate(self, ends: contextlib.ExitStack) -> None:
+        self._say("isolating pods")
+        isolated = policy_cost.assemble(self._stage, self._scale, ends)
+        requests, connections = (
+            connect.take_turns(isolated.cast, self._scale, verb, policy_cost.VARIANTS) for verb in ("rr", "crr")
+        )
+        self._results += policy_cost.policy_cost(isolated, requests, connections, self._scale)
+
+    def _enforce(self, ends: contextlib.ExitStack) -> None:
+        self._say("starting an agent that enforces policy")
+        services, cluster = Population(min(self._scale.flat_services), self._scale.endpoints), self._scale.cluster
+        worker = Worker(self._stage, "policy", ends)
+        feed = Feed(services, worker.netns.name, cluster)
+        ends.callback(feed.stop)
+        agent = Agent(self._stage, feed, services, worker, ends, has_policy=True)
+        if "G18" in self._goals:
+            self._results.append(policy_change.cold_sync(agent, feed, self._scale))
+        else:
+            policy_change.sync_once(agent, feed, cluster)
+        if "G17" in self._goals:
+            self._results.append(policy_change.residency(agent, cluster))
+        if "G15" in self._goals:
+            self._say("changing policies")
+            changes = policy_change.PolicyChanges(agent, feed, cluster)
+            with contextlib.closing(changes):
+                self._results += policy_change.one_change(changes, self._scale)
 
     def _cold_sync(self, agent: Agent, feed: Feed, population: Population) -> None:
         result = sync.cold_sync(agent, feed, population, self._scale)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.bench.policy_population import PolicyPopulation
+
+_ISOLATION = PolicyPopulation(250, 250, local=110, policies=250, peers=18)
+_CLUSTER = PolicyPopulation(10_000, 500, local=110, policies=250, peers=18)
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -11,6 +16,7 @@ class Scale:
 
     ``flat_services``: how many services the flatness of connects is compared at, besides ``services``.
     ``flood``: packets of a block of forwarding, sent in ``flood_limit_ms`` at most. ``runs``: of a program on a packet.
+    ``isolation``: what policy is made of where its cost is measured; ``cluster``: where an agent enforces it.
     ``is_full``: the sizes the goals speak of; otherwise a figure says nothing about a goal.
     """
 
@@ -31,6 +37,8 @@ class Scale:
     quiet_kills: int = 5
     idle_s: float = 30.0
     tables: int = 200
+    isolation: PolicyPopulation = _ISOLATION
+    cluster: PolicyPopulation = _CLUSTER
     is_full: bool = True
 
 
@@ -64,5 +72,7 @@ TINY = Scale(
     quiet_kills=1,
     idle_s=0.5,
     tables=10,
+    isolation=PolicyPopulation(20, 20, local=4, policies=20, peers=4),
+    cluster=PolicyPopulation(60, 20, local=6, policies=10, peers=4),
     is_full=False,
 )

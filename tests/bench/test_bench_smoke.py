@@ -79,6 +79,29 @@ def test_the_maps_are_summed_up_with_and_without_flows(results: dict[str, Any]) 
     assert results["G12"]["value"] == pytest.approx(results["G12 without flows"]["value"] + flows, abs=0.01)
 
 
+@pytest.mark.parametrize("goal", ["G7", "G7 connections"])
+def test_policy_is_compared_with_none_and_that_with_itself(results: dict[str, Any], goal: str) -> None:
+    low, high = results[goal]["aa"]
+
+    assert low <= high
+    assert 0.5 < results[goal]["value"] < 1.5
+
+
+def test_policys_programs_are_run_on_packets_that_it_judges(results: dict[str, Any]) -> None:
+    figures = results["G7"]["peers"]
+
+    for where in ("leaves", "enters"):
+        assert figures[f"a packet that {where} the pod, policy on ns"] > 0
+    assert all(figures[f"connections judged, {direction}"] > TINY.rounds for direction in ("ingress", "egress"))
+
+
+def test_the_policy_of_a_cluster_is_all_there(results: dict[str, Any]) -> None:
+    figures = results["G18"]["peers"]
+
+    assert figures["policy entries"] == TINY.cluster.entries
+    assert figures["identities entries"] == TINY.cluster.pods
+
+
 @pytest.mark.parametrize("plot", PLOTS)
 def test_plots_are_written(output: Path, plot: str) -> None:
     assert (output / plot).read_bytes().startswith(b"\x89PNG")

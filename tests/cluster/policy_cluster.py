@@ -32,7 +32,7 @@ ADDRESSES = {
     name: (f"10.180.{1 + i % 2}.{10 + i // 2}", f"fd00:10:180:{1 + i % 2}::{10 + i // 2}")
     for i, name in enumerate(PODS)
 }
-SERVICE_ADDRESSES = {name: (f"10.96.1.{i}", f"fd00:96::1:{i:x}") for i, name in enumerate(PODS, start=1)}
+SERVICE_ADDRESSES = {name: (f"10.96.1.{i}", f"fd00:96::1{i:02x}") for i, name in enumerate(PODS, start=1)}
 _SERVICE = tuple(
     Port(f"{protocol.lower()}-{port}", SERVICE_PORTS[port], port, protocol)
     for protocol, port in itertools.product(("TCP", "UDP", "SCTP"), PORTS)

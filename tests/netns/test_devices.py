@@ -15,6 +15,7 @@ from agent.kernel import bpf
 from agent.kernel.attach import closing
 from agent.kernel.bpf import Direction
 from tests.lab import netns
+from tests.lab.lab import GATEWAYS
 from tests.lab.polling import until
 
 AT_ONCE_S = 1
@@ -147,7 +148,9 @@ def test_what_devices_masquerade_with_is_followed(scene):
     configure(scene, f"addr del {node}/24 dev eth0", "addr add 172.30.0.99/24 dev eth0")
 
     until(lambda: device(scene, eth0) == ("172.30.0.99", 0), "the new one", AT_ONCE_S)
-    configure(scene, "addr del 172.30.0.99/24 dev eth0", f"addr add {node}/24 dev eth0")
+    # The default route went with the address that its gateway was reached from.
+    restored = (f"addr add {node}/24 dev eth0", f"route add default via {GATEWAYS[0]} dev eth0")
+    configure(scene, "addr del 172.30.0.99/24 dev eth0", *restored)
     until(lambda: device(scene, eth0) == (node, 0), "the old one", AT_ONCE_S)
 
 

@@ -135,7 +135,8 @@ def test_flows_refuse_what_they_cannot_read(told: Scene, arguments: tuple[str, .
 def following(scene: Scene, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Follow flows, once the first one came."""
     place = scene.node.place("follower")
-    command = scene.agent.command("flows", "--follow", *arguments)
+    # Whoever runs the tests in the background has SIGINT ignored, which children inherit.
+    command = ("env", "--default-signal=SIGINT", *scene.agent.command("flows", "--follow", *arguments))
     with place.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             yield process

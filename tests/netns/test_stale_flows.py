@@ -58,7 +58,8 @@ class Stage:
         return sock if ask(sock) == name else None
 
     def flows(self, protocol="udp"):
-        return self.scene.agent.json("ct", "list", "--protocol", protocol, "--service", f"shop/{self.name}")
+        found = self.scene.agent.json("ct", "list", "--protocol", protocol)
+        return [flow for flow in found if flow["frontend"].endswith(f":{self.number}")]
 
     def passes(self):
         return self.scene.agent.metric("kubeproxy_conntrack_reconciler_sync_duration_seconds_count")

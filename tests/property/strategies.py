@@ -114,10 +114,15 @@ slices = st.one_of(
 )
 nodes = st.builds(NodeRecord, st.sampled_from([NODE_NAME, NODE_NAME, "n2"]), st.sampled_from(ZONES))
 
+
+def _upsert(record: ServiceRecord, left_out: tuple[Fault, ...]) -> Upsert:
+    return Upsert(record, left_out)
+
+
 _keyed = st.tuples(st.just(Kind.SERVICE), service_keys) | st.tuples(st.just(Kind.ENDPOINT_SLICE), slice_keys)
 networks = st.builds(AddressesChanged, st.frozensets(st.sampled_from(NODE_ADDRESSES)))
 changes: st.SearchStrategy[Event] = st.one_of(
-    st.builds(Upsert, services, st.sampled_from([(), (), (Fault("spec.externalIPs[0]", "as the test asked"),)])),
+    st.builds(_upsert, services, st.sampled_from([(), (), (Fault("spec.externalIPs[0]", "as the test asked"),)])),
     slices.map(Upsert),
     slices.map(Upsert),
     nodes.map(Upsert),

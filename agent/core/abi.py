@@ -51,6 +51,10 @@ class Layout:
         """Bytes."""
         return self.packer.size
 
+    def offset(self, name: str) -> int:
+        """Find a member, in bytes from the beginning."""
+        return next(member.offset for member in self.fields if member.name == name)
+
 
 def _layout(name: str, **formats: str) -> Layout:
     fields: list[Field] = []

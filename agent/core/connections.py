@@ -12,7 +12,7 @@ from agent.core.records import Protocol
 
 _FLAGS = range(2 * max(FlowFlag))
 _FLAGS_MASK = len(_FLAGS) - 1
-_PROTOCOL = next(member.offset for member in TUPLE.fields if member.name == "protocol")
+_PROTOCOL = TUPLE.offset("protocol")
 _WORDS = CONNECTION.size // 4
 _STREAMS = frozenset({Protocol.TCP, Protocol.SCTP})
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from agent.core.abi import FLOW, TUPLE, FlowFlag, Layout
+from agent.core.abi import FLOW, TUPLE, FlowFlag
 from agent.core.plan import Placement
 from agent.core.records import ObjectKey, Protocol
 
@@ -24,15 +24,9 @@ _ENDS = FlowFlag.FIN | FlowFlag.PEER_FIN
 ELSEWHERE = 0
 """The service id of flows that another node translated (DSR): that node knows what is gone."""
 _UDP, _REPLY = int(Protocol.UDP), int(FlowFlag.REPLY)
-
-
-def _offset(layout: Layout, name: str) -> int:
-    return next(member.offset for member in layout.fields if member.name == name)
-
-
-_PROTOCOL = _offset(TUPLE, "protocol")
+_PROTOCOL = TUPLE.offset("protocol")
 # A flow has members of 32 bits, or that can be walked over as such.
-_WORDS, _SEEN, _FLOW_FLAGS = FLOW.size // 4, _offset(FLOW, "seen") // 4, _offset(FLOW, "flags") // 4
+_WORDS, _SEEN, _FLOW_FLAGS = FLOW.size // 4, FLOW.offset("seen") // 4, FLOW.offset("flags") // 4
 
 
 class State(enum.StrEnum):

@@ -9,10 +9,10 @@ between, within a millisecond: its flow is then entered anew by the next one, as
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import NamedTuple
 
 from agent.core.addresses import family_of
@@ -20,14 +20,9 @@ from agent.core.flows import Flow, Losses, Sweep, Timeouts, UdpServices, udp_end
 from agent.core.plan import Placement
 from agent.core.records import Family, ObjectKey
 from agent.kernel import bpf
+from agent.kernel.map_walk import EMPTY_PERIOD_S, PERIOD_S, MapWalk
 from agent.kernel.sockets import StaleSockets
 
-PERIOD_S = 10.0
-"""Between passes; no timeout is shorter."""
-_EMPTY_PERIOD_S = 30.0
-_BATCH = 1_024
-_CHUNK = 32
-_TURN_S = 0.001
 _REST_FACTOR = 10
 """A pass that was asked for begins this many times the cost of the last one after it, at the earliest."""
 
@@ -47,24 +42,13 @@ class Swept(NamedTuple):
     stale: Mapping[Family, int]
 
 
-class _Pass:
-    """One walk over the map. ``suspects``: keys of the slice in hand that were not decided yet."""
+class _Pass(MapWalk):
+    """One walk over the map, and what it is to find. ``stale``: how many entries led to what is gone."""
 
-    def __init__(self, sweep: Sweep, batches: Iterator[tuple[bytes, bytes, int]]) -> None:
+    def __init__(self, conntrack: bpf.Map, sweep: Sweep) -> None:
+        super().__init__(conntrack, sweep.suspects)
         self.sweep = sweep
-        self.busy_s = 0.0
-        self.entries = 0
         self.stale: Tally[Family] = Tally()
-        self.suspects: Iterator[bytes] = iter(())
-        self._batches = batches
-
-    def advance(self) -> bool:
-        """Take the next slice in hand; False = that was all."""
-        for keys, values, count in self._batches:
-            self.entries += count
-            self.suspects = iter(self.sweep.suspects(keys, values, count))
-            return True
-        return False
 
 
 class FlowSweep:
@@ -124,14 +108,14 @@ class FlowSweep:
         """Do a slice of work. Asks what is undecided (None = everything: only silence counts). Raises: OSError."""
         current = self._pass = self._pass or self._begin(now, find_undecided())
         try:
-            is_done = self._slice(current)
+            is_done = current.turn(functools.partial(self._decide, current))
         except BaseException:
             self._end(now + PERIOD_S)
             raise
         if is_done:
             self.on_pass(Swept(current.busy_s, current.entries, current.stale))
             self._rest_until = now + _REST_FACTOR * current.busy_s
-            self._end(now + (PERIOD_S if current.entries else _EMPTY_PERIOD_S))
+            self._end(now + (PERIOD_S if current.entries else EMPTY_PERIOD_S))
 
     def _begin(self, now: float, undecided: Undecided | None) -> _Pass:
         self._is_asked = False
@@ -142,7 +126,7 @@ class FlowSweep:
             if self._checks_sockets:
                 self._checks_sockets = False
                 self.sockets.request_all(undecided.frontends)
-        return _Pass(sweep, self._map.batches(_BATCH))
+        return _Pass(self._map, sweep)
 
     def _end(self, due_at: float) -> None:
         self._pass = None
@@ -150,23 +134,10 @@ class FlowSweep:
         if self._is_asked:
             self._ask()
 
-    def _slice(self, current: _Pass) -> bool:
-        """Work for about a millisecond; returns whether the pass is done."""
-        began = time.perf_counter()
-        try:
-            while time.perf_counter() - began < _TURN_S:
-                if not self._decide(current) and not current.advance():
-                    return True
-        finally:
-            current.busy_s += time.perf_counter() - began
-        return False
-
-    def _decide(self, current: _Pass) -> bool:
-        """Decide about a chunk of the slice in hand, and delete what is over; False = nothing was left of it."""
+    def _decide(self, current: _Pass, keys: list[bytes]) -> None:
+        """Delete what is over of these."""
         doomed: dict[bytes, bool] = {}
-        has_more = False
-        for key in islice(current.suspects, _CHUNK):
-            has_more = True
+        for key in keys:
             for flow in self._over(current.sweep, key):
                 doomed[flow.key] = current.sweep.is_stale(flow)
         self._map.delete_present(list(doomed))
@@ -174,7 +145,6 @@ class FlowSweep:
             self.deleted["stale" if is_stale else "silent"] += 1
             if is_stale:
                 current.stale[family_of(key[:16])] += 1
-        return has_more
 
     def _over(self, sweep: Sweep, key: bytes) -> tuple[Flow, ...]:
         """Read an entry and its pair anew; returns those to delete."""

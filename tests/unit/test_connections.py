@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from agent.core.abi import CONNECTION, CONNECTION_TURNED, TUPLE, FlowFlag, MapSizes
 from agent.core.connections import Expiry
 from agent.core.flows import Timeouts
-from agent.kernel.connections import PERIOD_S, ConnectionSweep
+from agent.kernel.connections import ConnectionSweep
+from agent.kernel.map_walk import PERIOD_S
 from tests.policy_store import FakeMap, FakeStore
 
 NOW = 1_000_000

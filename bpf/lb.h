@@ -37,6 +37,12 @@ static __always_inline u32 lb_kind(const struct frontend *frontend)
 	return frontend->flags & FRONTEND_KIND_MASK;
 }
 
+/* How long a client keeps its backend, in seconds; 0 = it does not. */
+static __always_inline u32 lb_affinity_timeout(const struct frontend *frontend)
+{
+	return frontend->flags >> FRONTEND_TIMEOUT_SHIFT;
+}
+
 /* Whether nobody is behind a segment, and its clients are to be told so. */
 static __always_inline bool lb_is_refused(u32 base)
 {

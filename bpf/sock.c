@@ -99,7 +99,7 @@ static __always_inline enum lb_verdict sock_translate(const struct endpoint *ask
 		counter_add(COUNTER_UNDEFINED_PORT);
 		return LB_REJECT;
 	}
-	if (frontend->affinity_timeout || frontend->flags & FRONTEND_SOURCE_RANGES ||
+	if (lb_affinity_timeout(frontend) || frontend->flags & FRONTEND_SOURCE_RANGES ||
 	    lb_kind(frontend) == FRONTEND_RESERVED)
 		return LB_PASS;
 	verdict = lb_select_backend(frontend->inside, seed, backend);

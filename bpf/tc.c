@@ -420,7 +420,7 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 	    !is_node_in_range(packet, frontend->service, hook))
 		return drop(COUNTER_SOURCE_RANGE);
 	hash = tuple_hash(&packet->tuple);
-	if (frontend->affinity_timeout)
+	if (lb_affinity_timeout(frontend))
 		verdict = affinity_select(frontend, base, work, hash, &backend);
 	else if (is_outside(origin) && frontend->flags & FRONTEND_MAGLEV)
 		verdict = maglev_select_backend(base, hash, &backend);

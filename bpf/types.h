@@ -46,11 +46,10 @@ struct frontend_key {
 };
 
 struct frontend {
-	u32 service;          /* id of the service port, never reused */
-	u32 inside;           /* base of the segment for clients of the cluster */
-	u32 outside;          /* base of the segment for everybody else */
-	u32 affinity_timeout; /* seconds; 0 = no affinity */
-	u32 flags;            /* enum frontend_kind, FRONTEND_* */
+	u32 service; /* id of the service port, never reused */
+	u32 inside;  /* base of the segment for clients of the cluster */
+	u32 outside; /* base of the segment for everybody else */
+	u32 flags;   /* enum frontend_kind, FRONTEND_*; above them the timeout of affinity in seconds, 0 = none */
 };
 
 enum frontend_kind {
@@ -71,6 +70,7 @@ enum frontend_kind {
 #define FRONTEND_MASQUERADE     0x020 /* a ClusterIP that hides every client (masqueradeAll) */
 #define FRONTEND_DSR            0x040 /* the backend's node answers clients outside by itself */
 #define FRONTEND_MAGLEV         0x080 /* backends for clients outside by consistent hashing */
+#define FRONTEND_TIMEOUT_SHIFT  12    /* what is above the flags; a timeout is a day at most, 17 bits */
 
 /*
  * A segment is a header and, right behind it, its backends:

@@ -68,7 +68,7 @@ def _layout(name: str, **formats: str) -> Layout:
 
 # Ports are packed as two bytes already in network order (see port_bytes).
 FRONTEND_KEY = _layout("frontend_key", address="16s", port="2s", protocol="B", pad="B")
-FRONTEND = _layout("frontend", service="I", inside="I", outside="I", affinity_timeout="I", flags="I")
+FRONTEND = _layout("frontend", service="I", inside="I", outside="I", flags="I")
 SLOT = _layout("slot", address="16s", port="2s", flags="H", count="I")
 MAGLEV_SIZE = 16_381
 """Entries of a Maglev table; a prime, so that every walk comes by every entry."""
@@ -206,6 +206,8 @@ class FrontendFlag(enum.IntFlag):
 
 
 FRONTEND_KIND_MASK = 0x007
+FRONTEND_TIMEOUT_SHIFT = 12
+"""Above the flags there is the timeout of affinity."""
 BACKEND_END_SIZE = 18
 """What of a backend's slot is its address and port."""
 
@@ -402,11 +404,12 @@ class FrontendKey(NamedTuple):
 
 
 _KINDS = {int(kind): kind for kind in FrontendKind}
+_FRONTEND_FLAGS = (1 << FRONTEND_TIMEOUT_SHIFT) - 1
 
 
 def pack_frontend(service: int, inside: int, outside: int, affinity_timeout: int = 0, flags: int = 0) -> bytes:
-    """Lay out as ``struct frontend``."""
-    return FRONTEND.packer.pack(service, inside, outside, affinity_timeout, flags)
+    """Lay out as ``struct frontend``. ``affinity_timeout`` in seconds, 0 = none."""
+    return FRONTEND.packer.pack(service, inside, outside, affinity_timeout << FRONTEND_TIMEOUT_SHIFT | flags)
 
 
 class Frontend(NamedTuple):
@@ -430,7 +433,8 @@ class Frontend(NamedTuple):
     @classmethod
     def unpack(cls, raw: bytes) -> Frontend:
         """Read a ``struct frontend``."""
-        return cls(*FRONTEND.packer.unpack(raw))
+        service, inside, outside, word = FRONTEND.packer.unpack(raw)
+        return cls(service, inside, outside, word >> FRONTEND_TIMEOUT_SHIFT, word & _FRONTEND_FLAGS)
 
 
 SERVICE_BITS = 32

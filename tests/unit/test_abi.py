@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 import pytest
 
 from agent.core.abi import (
     FRONTEND,
     FRONTEND_KEY,
+    FRONTEND_KIND_MASK,
     MAGLEV_BUILD,
     MAGLEV_TABLE,
     MAGLEV_WALK,
@@ -19,6 +22,7 @@ from agent.core.abi import (
     SLOT,
     Counter,
     Frontend,
+    FrontendFlag,
     FrontendKey,
     MapSizes,
     layout_id,
@@ -36,6 +40,7 @@ V4 = "00000000000000000000ffff"
 U32_1 = "01000000" if sys.byteorder == "little" else "00000001"
 U32_2 = "02000000" if sys.byteorder == "little" else "00000002"
 U32_3 = "03000000" if sys.byteorder == "little" else "00000003"
+EVERY_FLAG = FRONTEND_KIND_MASK | reduce(or_, FrontendFlag)
 U16_1 = "0100" if sys.byteorder == "little" else "0001"
 
 
@@ -54,10 +59,17 @@ def test_a_frontend_key_is_twenty_bytes_in_network_order(text, port, protocol, p
     assert FrontendKey.unpack(bytes.fromhex(packed)) == key
 
 
-def test_a_frontend_is_five_words_in_host_order():
-    frontend = Frontend(1, 2, 3)
-
-    assert frontend.pack().hex() == U32_1 + U32_2 + U32_3 + "00000000" * 2
+@pytest.mark.parametrize(
+    ("frontend", "word"),
+    [
+        pytest.param(Frontend(1, 2, 3), 0, id="nothing"),
+        pytest.param(Frontend(1, 2, 3, 0, EVERY_FLAG), 0xFF, id="flags"),
+        pytest.param(Frontend(1, 2, 3, 1), 0x1000, id="a-second"),
+        pytest.param(Frontend(1, 2, 3, 86_400, EVERY_FLAG), 0x1518_00FF, id="flags-and-the-longest-timeout"),
+    ],
+)
+def test_a_frontend_is_four_words_in_host_order(frontend, word):
+    assert frontend.pack().hex() == U32_1 + U32_2 + U32_3 + word.to_bytes(4, sys.byteorder).hex()
     assert Frontend.unpack(frontend.pack()) == frontend
 
 
@@ -87,7 +99,7 @@ def test_a_header_holds_count_flag_and_table(count, drop, table, packed):
     ("layout", "size"),
     [
         pytest.param(FRONTEND_KEY, 20, id="frontend_key"),
-        pytest.param(FRONTEND, 20, id="frontend"),
+        pytest.param(FRONTEND, 16, id="frontend"),
         pytest.param(SLOT, 24, id="slot"),
         pytest.param(ORIGIN, 32, id="origin"),
         pytest.param(PEER_KEY, 32, id="peer_key"),

@@ -16,6 +16,7 @@ from typing import Any
 
 from agent import config_values
 from agent.config_fields import DetectLocalMode, Reading, read_document, read_fields
+from agent.config_sizes import describe_sizes, map_sizes
 from agent.config_values import BindAddress, Network, PortRange, go_duration
 from agent.core.abi import MapSizes
 from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
@@ -70,26 +71,6 @@ _ATTRIBUTES = {
     "logFormat": "log_format",
     "logLevel": "log_level",
 }
-_SIZES = {
-    "mapSizes.frontends": "frontends",
-    "mapSizes.segments": "segments",
-    "mapSizes.socketOrigins": "socket_origins",
-    "mapSizes.peerOrigins": "peer_origins",
-    "mapSizes.conntrack": "conntrack",
-    "mapSizes.affinity": "affinity",
-    "mapSizes.sourceRanges": "source_ranges",
-    "mapSizes.fragments": "fragments",
-    "mapSizes.maglevTables": "maglev_tables",
-}
-_POLICY_SIZES = {
-    "mapSizes.identities": 65_536,
-    "mapSizes.blocks": 16_384,
-    "mapSizes.policy": 131_072,
-    "mapSizes.subjects": 1_024,
-    "mapSizes.connections": 65_536,
-    "mapSizes.events": 262_144,
-}
-"""Of maps that hold nothing where there is no policy, and are as small as can be then, whatever is configured."""
 _DETECTED_BY = {
     DetectLocalMode.BRIDGE_INTERFACE.value: "detectLocal.bridgeInterface",
     DetectLocalMode.INTERFACE_NAME_PREFIX.value: "detectLocal.interfaceNamePrefix",
@@ -168,9 +149,11 @@ def load(
     overrides: Mapping[str, object] | None = None,
     environment: Mapping[str, str] = os.environ,
     hostname: str | None = None,
+    cpus: int | None = None,
 ) -> Config:
     """Read the configuration; ``overrides`` (flags) have the fields' dotted paths and win over the file.
 
+    ``cpus``: how many the node has, whatever share of them this agent may use; None = the kernel is asked.
     Raises ConfigError, with every fault of the file and of the flags.
     """
     file, flags = Reading(), Reading()
@@ -182,7 +165,8 @@ def load(
     faults = (*file.faults, *flags.faults, *_contradictions(values))
     if faults:
         raise ConfigError(faults)
-    return _assemble(node_name, values, (*file.unused, *flags.unused, *_of_other_modes(values)))
+    sizes = map_sizes(values, cpus or os.cpu_count() or 1)
+    return _assemble(node_name, values, sizes, (*file.unused, *flags.unused, *_of_other_modes(values)))
 
 
 def _contradictions(values: Mapping[str, object]) -> Iterator[str]:
@@ -224,7 +208,7 @@ def _node_name(file: Reading, flags: Reading, environment: Mapping[str, str], ho
         return ""
 
 
-def _assemble(node_name: str, values: Mapping[str, object], unused: tuple[str, ...]) -> Config:
+def _assemble(node_name: str, values: Mapping[str, object], sizes: MapSizes, unused: tuple[str, ...]) -> Config:
     # Source: kube-proxy's conntrack flags: a timeout of 0 leaves what is there.
     left = {path for path, value in values.items() if path.startswith("conntrack.") and value == 0}
     given: dict[str, Any] = {
@@ -232,21 +216,10 @@ def _assemble(node_name: str, values: Mapping[str, object], unused: tuple[str, .
     }
     return Config(
         node_name=node_name,
-        map_sizes=_map_sizes(values),
+        map_sizes=sizes,
         unused=unused,
         **_implied(values) | given,
     )
-
-
-def _map_sizes(values: Mapping[str, object]) -> MapSizes:
-    sizes: dict[str, Any] = {attribute: values[path] for path, attribute in _SIZES.items() if path in values}
-    if values.get("networkPolicy", NetworkPolicyMode.OFF) is not NetworkPolicyMode.OFF:
-        sizes |= {_attribute(path): values.get(path, size) for path, size in _POLICY_SIZES.items()}
-    return MapSizes(**sizes)
-
-
-def _attribute(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 def _implied(values: Mapping[str, object]) -> dict[str, Any]:
@@ -274,9 +247,7 @@ def describe(config: Config) -> dict[str, Any]:
     """Write ``config`` with the names and the forms a configuration file has: loading it gives ``config`` again."""
     flat = {path: getattr(config, attribute) for path, attribute in _ATTRIBUTES.items()}
     flat |= {"nodeName": config.node_name}
-    flat |= {path: getattr(config.map_sizes, attribute) for path, attribute in _SIZES.items()}
-    if config.network_policy is not NetworkPolicyMode.OFF:
-        flat |= {path: getattr(config.map_sizes, _attribute(path)) for path in _POLICY_SIZES}
+    flat |= describe_sizes(config.map_sizes, config.network_policy)
     nested: dict[str, Any] = {}
     for path, value in sorted(flat.items()):
         section, _, name = path.rpartition(".")

@@ -299,19 +299,19 @@ class MapSpec:
 
 @dataclass(frozen=True, slots=True)
 class MapSizes:
-    """Capacities, in entries. ``socket_origins`` is a power of two."""
+    """Capacities, in entries; by default those of a node with two CPUs. ``socket_origins`` is a power of two."""
 
-    frontends: int = 65_536
+    frontends: int = 32_768
     segments: int = 131_072
-    socket_origins: int = 32_768
-    peer_origins: int = 8_192
+    socket_origins: int = 16_384
+    peer_origins: int = 4_096
     conntrack: int = 98_304
-    affinity: int = 8_192
+    affinity: int = 4_096
     source_ranges: int = 16_384
     fragments: int = 1_024
     node_addresses: int = 1_024
     devices: int = 1_024
-    maglev_tables: int = 8
+    maglev_tables: int = 4
     """Of 32 KiB each; 0 = none."""
     identities: int = 1
     """This and what follows: one entry each, where there is no policy."""

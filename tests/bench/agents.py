@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agent.config_sizes import describe_sizes
+from agent.core.options import NetworkPolicyMode
 from agent.errors import AgentUnreachable
 from agent.kernel import bpf
 from agent.observe.control import ask
@@ -44,12 +46,10 @@ class Agent:
         self._bpffs = stage.bpffs(f"agent-{worker.name}-bpffs", ends, worker.netns.name)
         self._cgroup = worker.cgroup
         self._state = self._directory / "state"
-        sizes = sizes_for(population)
+        mode = NetworkPolicyMode.STANDARD if has_policy else NetworkPolicyMode.OFF
+        sizes = describe_sizes(sizes_for(population), NetworkPolicyMode.OFF)
         config = self._directory / "config.yaml"
-        config.write_text(
-            f"networkPolicy: '{'standard' if has_policy else 'off'}'\n"
-            f"mapSizes: {{frontends: {sizes.frontends}, segments: {sizes.segments}}}\n"
-        )
+        config.write_text(f"networkPolicy: '{mode}'\n" + "".join(f"{path}: {size}\n" for path, size in sizes.items()))
         (self._directory / "kubeconfig").write_text(kubeconfig(feed.url))
         self._process: subprocess.Popen[bytes] | None = None
         ends.callback(self.kill)

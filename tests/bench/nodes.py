@@ -27,7 +27,7 @@ from tests.lab import netns
 
 
 def sizes_for(population: Population) -> MapSizes:
-    """The default sizes, or larger ones where the Services would not fit."""
+    """The default sizes of a node with two CPUs, or larger ones where the Services would not fit."""
     # One UDP port, and the Local policies of one Service in a hundred.
     segments = population.services + 1 + population.services // 50
     slots = FIRST_FREE_SLOT + segments * block_size(1 + population.endpoints)

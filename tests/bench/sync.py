@@ -111,7 +111,7 @@ def residency(agent: Agent, population: Population) -> list[Result]:
 
 
 def map_memory(agent: Agent) -> list[Result]:
-    """G12: what the kernel charges for the maps, in all and without the flows."""
+    """G12: what the kernel charges for the maps, in all and without the flows, with the sizes of a node of two CPUs."""
     sizes = {}
     for name in agent.map_names():
         opened = agent.open_map(name)
@@ -130,6 +130,6 @@ def map_memory(agent: Agent) -> list[Result]:
         return Result(name, title, Estimate(value, value, value), goal, "MB", peers=peers)
 
     return [
-        result("G12", "memory of all maps", others + flows, 32, {"conntrack MB": round(flows, 2)}),
-        result("G12 without flows", "memory of all maps but conntrack", others, 8, figures),
+        result("G12", "memory of all maps, sized for 2 CPUs", others + flows, 32, {"conntrack MB": round(flows, 2)}),
+        result("G12 without flows", "memory of all maps but conntrack, sized for 2 CPUs", others, 8, figures),
     ]

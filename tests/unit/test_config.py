@@ -15,6 +15,7 @@ import agent
 from agent.cli import flags
 from agent.config import Config, describe, load
 from agent.config_fields import FIELDS, DetectLocalMode
+from agent.config_sizes import MOST_CPUS, PER_CPU
 from agent.config_values import BindAddress, Network, PortRange, go_duration, seconds
 from agent.core.abi import MapSizes
 from agent.core.options import NetworkPolicyMode, PolicyAnswer, PolicyOverflow
@@ -118,10 +119,11 @@ def from_text(tmp_path: Path):
         overrides: Mapping[str, object] | None = None,
         environment: Mapping[str, str] | None = None,
         hostname: str = "worker-7",
+        cpus: int = 2,
     ) -> Config:
         file = tmp_path / "config.yaml"
         file.write_text(text)
-        return load(file, overrides, environment or {}, hostname)
+        return load(file, overrides, environment or {}, hostname, cpus)
 
     return load_text
 
@@ -274,6 +276,50 @@ def test_a_kube_proxy_field_without_effect_is_named(from_text, line, unused):
 )
 def test_a_field_is_applied(from_text, text, attribute, expected):
     assert expected == getattr(from_text(text), attribute)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "text", "expected"),
+    [
+        pytest.param(1, "", MapSizes(), id="never-less-than-with-two"),
+        pytest.param(
+            3,
+            "",
+            MapSizes(socket_origins=32_768, peer_origins=6_144, affinity=6_144, fragments=1_536),
+            id="a-power-of-two-for-sockets",
+        ),
+        pytest.param(
+            64,
+            "",
+            MapSizes(
+                socket_origins=524_288, peer_origins=131_072, conntrack=262_144, affinity=131_072, fragments=32_768
+            ),
+            id="flows-too-with-many",
+        ),
+        pytest.param(
+            64,
+            "mapSizes: {socketOrigins: 2, peerOrigins: 3, conntrack: 4, affinity: 5, fragments: 6}",
+            MapSizes(socket_origins=2, peer_origins=3, conntrack=4, affinity=5, fragments=6),
+            id="what-is-configured-wins",
+        ),
+    ],
+)
+def test_sizes_follow_the_cpus(from_text, cpus, text, expected):
+    assert from_text(text, cpus=cpus).map_sizes == expected
+
+
+def test_no_more_cpus_than_a_bound_count(from_text):
+    most = from_text("", cpus=MOST_CPUS)
+
+    assert from_text("", cpus=100 * MOST_CPUS).map_sizes == most.map_sizes
+    assert from_text(yaml.safe_dump(describe(most)), cpus=1).map_sizes == most.map_sizes
+
+
+def test_the_nodes_cpus_count_not_those_that_the_agent_may_use(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+
+    assert load(None, {}, {}, "h").map_sizes.peer_origins == 16 * PER_CPU["mapSizes.peerOrigins"]
 
 
 @pytest.mark.parametrize(

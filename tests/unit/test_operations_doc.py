@@ -14,6 +14,7 @@ import agent
 from agent.cli.flags import FLAGS
 from agent.config import describe, load
 from agent.config_fields import FIELDS
+from agent.config_sizes import PER_CPU
 from agent.core.abi import Counter, Reason
 from tests.unit.test_manifests_yaml import MANIFESTS, metric_families
 
@@ -58,7 +59,7 @@ def test_every_flag_is_at_its_field() -> None:
 
 
 def defaults(**fields: str) -> dict[str, Any]:
-    return flat(describe(load(overrides=fields, environment={"NODE_NAME": "node-7"})))
+    return flat(describe(load(overrides=fields, environment={"NODE_NAME": "node-7"}, cpus=1)))
 
 
 # Sizes of policy's maps are only told where there is policy.
@@ -70,6 +71,12 @@ LITERAL = {path: said[1] for path, row in CONFIGURATION.items() if (said := _COD
 @pytest.mark.parametrize("path", sorted(LITERAL.keys() & DEFAULTS.keys()))
 def test_default_is_the_codes(path: str) -> None:
     assert DEFAULTS[path] in (LITERAL[path], yaml.safe_load(LITERAL[path]))
+
+
+def test_sizes_that_follow_the_cpus_say_how() -> None:
+    said = {path: re.findall(r"(\d+) a CPU", row[3]) for path, row in CONFIGURATION.items()}
+
+    assert {path: each for path, each in said.items() if each} == {path: [str(n)] for path, n in PER_CPU.items()}
 
 
 def test_defaults_in_words_are_those_without_a_value() -> None:

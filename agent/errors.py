@@ -28,13 +28,15 @@ class ConfigError(EbproxyError):
 
 
 class CapacityError(EbproxyError):
-    """A map has no room for what one service port needs."""
+    """A map has no room for what one service port needs; names the field of the configuration that gives it more."""
 
     def __init__(self, map_name: str, needed: int, capacity: int) -> None:
         self.map_name = map_name
         self.needed = needed
         self.capacity = capacity
-        super().__init__(f"map {map_name} is full: {needed} more entries do not fit in {capacity}")
+        first, *others = map_name.split("_")
+        field = "mapSizes." + first + "".join(word.capitalize() for word in others)
+        super().__init__(f"map {map_name} is full: {needed} more entries do not fit in {capacity} ({field})")
 
 
 class DataplaneError(EbproxyError):

@@ -50,7 +50,7 @@ BPF_ARRAY(maglev_tables, struct maglev_table, 1);
 /* The one table that is being built. Written by the agent, worked on by maglev.c, read by the agent when it is done. */
 BPF_ARRAY(maglev_builds, struct maglev_build, 1);
 
-/* client, service -> backend. Written and read when a flow of a service with affinity begins. */
+/* client, service -> backend. Written and read when a flow of a service with affinity begins. Sized by mapSizes.affinity. */
 BPF_TABLE("lru_hash", struct affinity_key, struct affinity, affinity, 1);
 
 /* service, client prefix -> allowed. Written by the agent, read when a flow of a service with ranges begins. */

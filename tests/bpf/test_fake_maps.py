@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent.core.abi import FRONTEND
 from agent.core.plan import Plan
 from agent.errors import DataplaneError
 from agent.kernel.maps import MapStore
@@ -63,10 +64,10 @@ def test_the_same_plans_end_in_the_same_maps(store, histories):
 def test_both_refuse_one_frontend_too_many(store):
     capacity = store.maps["frontends"].info.max_entries
     for maps in (store, FakeMaps(SIZES.segments, capacity)):
-        maps.apply(Plan(frontends={i.to_bytes(20, "big"): bytes(20) for i in range(capacity)}))
+        maps.apply(Plan(frontends={i.to_bytes(20, "big"): bytes(FRONTEND.size) for i in range(capacity)}))
         with pytest.raises(DataplaneError):
-            maps.apply(Plan(frontends={b"x" * 20: bytes(20)}))
-        maps.apply(Plan(frontends={bytes(20): b"\1" * 20}))
+            maps.apply(Plan(frontends={b"x" * 20: bytes(FRONTEND.size)}))
+        maps.apply(Plan(frontends={bytes(20): b"\1" * FRONTEND.size}))
 
 
 def test_both_refuse_a_slot_over_the_end(store):

@@ -22,13 +22,14 @@ def degraded(agent):
 
 
 def is_loud(agent, service, map_name):
-    """Status, its exit status, a metric and the log all name it."""
+    """Status, its exit status, a metric and the log all name it, and the log what to raise."""
     reason = until(lambda: degraded(agent), "something is degraded")[f"shop/{service}"]
+    lines = agent.log.read_text(encoding="utf-8").splitlines()
     return (
         f"map {map_name} is full" in reason
         and agent.cli("status").returncode == 1
         and agent.metric("ebproxy_degraded_service_ports") >= 1
-        and f"service shop/{service} port" in agent.log.read_text(encoding="utf-8")
+        and any(f"service shop/{service} port" in line and f"(mapSizes.{map_name})" in line for line in lines)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, Frontend, pack_header
+from agent.core.abi import BASE_DROP, BASE_REJECT, FIRST_FREE_SLOT, FRONTEND, Frontend, pack_header
 from agent.core.plan import KernelState
 from tests.builders import frontend, key, pods, slots, want
 from tests.property.fake_maps import REFUSED, Answer, FakeMaps
@@ -474,7 +474,7 @@ def test_corrupted_maps_heal(frontends, segments, wanted):
     [
         pytest.param(lambda maps: maps.frontends.pop(F80), id="frontend-removed"),
         pytest.param(lambda maps: maps.frontends.update({F80: Frontend(99, 0, 0).pack()}), id="frontend-changed"),
-        pytest.param(lambda maps: maps.frontends.update({frontend(port=9): bytes(20)}), id="frontend-added"),
+        pytest.param(lambda maps: maps.frontends.update({frontend(port=9): bytes(FRONTEND.size)}), id="frontend-added"),
         pytest.param(lambda maps: maps.segments.__setitem__(_base(maps) + 1, D), id="backend-changed"),
         pytest.param(lambda maps: maps.segments.__setitem__(_base(maps), header(1)), id="header-changed"),
     ],

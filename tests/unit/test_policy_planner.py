@@ -240,8 +240,8 @@ def test_addresses_that_do_not_fit_are_told_and_placed_when_there_is_room():
     node = PolicyNode(*PODS, WEB_TO_DB, sizes=PolicySizes(identities=2, subjects=1))
 
     assert node.planner.degraded == {
-        key("x/job"): "map identities is full: 1 more entries do not fit in 2",
-        key("x/web"): "map subjects is full: 1 more entries do not fit in 1",
+        key("x/job"): "map identities is full: 1 more entries do not fit in 2 (mapSizes.identities)",
+        key("x/web"): "map subjects is full: 1 more entries do not fit in 1 (mapSizes.subjects)",
     }
     node.apply(pod("x/db", app="db"))
     assert node.planner.degraded == {}

@@ -49,7 +49,7 @@ struct frontend {
 	u32 service; /* id of the service port, never reused */
 	u32 inside;  /* base of the segment for clients of the cluster */
 	u32 outside; /* base of the segment for everybody else */
-	u32 flags;   /* enum frontend_kind, FRONTEND_*; above them the timeout of affinity in seconds, 0 = none */
+	u32 flags;   /* enum frontend_kind, FRONTEND_*; above, the timeout of affinity in seconds or 0 */
 };
 
 enum frontend_kind {

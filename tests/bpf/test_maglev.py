@@ -17,7 +17,7 @@ from agent.kernel import bpf, programs
 from agent.kernel.maglev import MaglevTables
 from agent.kernel.maps import MapStore
 from agent.kernel.programs import TABLE_BUILDER, ProgramOptions, pins_of
-from tests.bpf.conftest import SPECS
+from tests.bpf.conftest import SIZES, SPECS
 from tests.builders import pods, slots
 from tests.lab.polling import until
 
@@ -117,9 +117,9 @@ def test_the_kernel_builds_what_the_specification_says(shared, backends):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 100, MAGLEV_BACKENDS])
 def test_any_number_of_backends_is_built_for(layout, count):
-    layout.tables.build(8, b"".join(pods(count)))
+    layout.tables.build(SIZES.maglev_tables, b"".join(pods(count)))
 
-    assert layout.table(8) == build_table(walks(pods(count)))
+    assert layout.table(SIZES.maglev_tables) == build_table(walks(pods(count)))
     assert (layout.tables.fault, layout.ready) == ("", 0)
 
 

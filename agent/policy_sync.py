@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from agent.core.enforced import Policy
 from agent.core.network import Network
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import Numbers, PolicySizes
@@ -57,8 +58,9 @@ class PolicySync:
         options: PolicyOptions,
         *,
         on_degraded: SubjectListener = lambda *_: None,
+        keep_policies: Callable[[Iterable[Policy]], None] = lambda _: None,
     ) -> None:
-        """Take up what the maps hold. Raises: OSError."""
+        """Take up what the maps hold; ``keep_policies``: writes down those in force. Raises: OSError."""
         self.model = model
         self.maps = maps
         self.devices = devices
@@ -72,6 +74,9 @@ class PolicySync:
         self._metrics = metrics
         self._options = options
         self._on_degraded = on_degraded
+        self._keep_policies = keep_policies
+        self._policies_changed = False
+        """Whether other policies are in force than were written down."""
         self._network: Network | None = None
         self._places_changed = True
         self._is_dirty = True
@@ -107,6 +112,7 @@ class PolicySync:
         self.model.apply(event)
         if self._dirt > before:
             self._waiting.append(received_at)
+        self._policies_changed |= bool(self.model.dirty_policies)
         self._is_dirty = True
         self.is_settled = False
 
@@ -185,6 +191,8 @@ class PolicySync:
         self._is_dirty = False
         self._tell_enforced()
         self._tell_degraded()
+        if self._policies_changed:
+            self._write_policies()
 
     def _tell_enforced(self) -> None:
         is_first = not self._was_enforced
@@ -210,6 +218,16 @@ class PolicySync:
             log.error("writing what identities stand for: %s", error)
         else:
             self._kept = version
+
+    def _write_policies(self) -> None:
+        """Write down what is in force. Without it a restart loses the policies that cannot be read then."""
+        try:
+            self._keep_policies(self.model.policies.values())
+        except OSError as error:
+            self._metrics.error("policies")
+            log.error("writing which policies are in force: %s", error)
+        else:
+            self._policies_changed = False
 
     def _place(self, now: float) -> None:
         """Find out behind which device each pod is."""

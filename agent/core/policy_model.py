@@ -41,12 +41,15 @@ class PolicyModel:
     Until every kind has delivered its first full list (``is_synced``) the model is not to be believed.
     """
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, node_name: str, formers: Iterable[NetworkPolicyRecord | ClusterPolicyRecord] = ()) -> None:
+        """``formers``: the policies as a former agent knew them; the first lists say which of them there still are."""
         self.node_name = node_name
         self.pods: dict[str, dict[str, PodRecord]] = {}
         """By namespace and name."""
         self.namespaces: dict[str, Labels] = {}
-        self.policies: dict[PolicyName, NetworkPolicyRecord | ClusterPolicyRecord] = {}
+        self.policies: dict[PolicyName, NetworkPolicyRecord | ClusterPolicyRecord] = {
+            (it.kind, it.key): it for it in formers
+        }
         self.pods_by_address: dict[bytes, ObjectKey] = {}
         self.dirty_addresses: set[bytes] = set()
         self.dirty_policies: set[PolicyName] = set()
@@ -81,6 +84,7 @@ class PolicyModel:
             case Malformed(kind, key) if kind in POLICY_KINDS:
                 self.malformed[kind, key] = event
                 self._mention(kind, key)
+                self._put_partial(event)
             case ListStarted(kind) if kind in POLICY_KINDS:
                 self._mentioned[kind] = set()
             case ListEnded(kind, is_complete):
@@ -119,6 +123,13 @@ class PolicyModel:
                 if self.policies.get((record.kind, record.key)) != record:
                     self.policies[record.kind, record.key] = record
                     self.dirty_policies.add((record.kind, record.key))
+
+    def _put_partial(self, event: Malformed) -> None:
+        """Have what can be read of a policy in force, unless all of a former version is."""
+        record = event.partial
+        before = self.policies.get((event.kind, event.key))
+        if isinstance(record, NetworkPolicyRecord | ClusterPolicyRecord) and (before is None or before.is_partial):
+            self._put(record)
 
     def _put_namespace(self, name: str, labels: Labels) -> None:
         before = self.namespace_labels(name)

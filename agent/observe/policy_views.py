@@ -155,6 +155,7 @@ def _policy(record: Policy, pods: list[str], fault: Malformed | None) -> dict[st
             for index, rule in enumerate(rules_of(record, direction) or ())
         ],
         "fault": _fault(fault),
+        "in_force": ("part" if record.is_partial else "former") if fault else "all",
     }
 
 
@@ -178,6 +179,7 @@ def _unread(name: PolicyName, fault: Malformed) -> dict[str, Any]:
         "pods": [],
         "rules": [],
         "fault": _fault(fault),
+        "in_force": "none",
     }
 
 

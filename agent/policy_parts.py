@@ -17,7 +17,7 @@ from agent.kernel.netlink import Netlink, ask_device
 from agent.kernel.node_maps import NodeMaps
 from agent.kernel.pod_devices import PodDevices
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
-from agent.observe.former_policies import read_policies, write_policies
+from agent.observe.former_policies import PolicyFile, read_policies
 from agent.observe.metrics import Metrics
 from agent.observe.numbers import NumberFile
 from agent.observe.policy_metrics import PolicyMetrics
@@ -45,7 +45,7 @@ def make_policy(
         metrics,
         _options(config),
         on_degraded=on_degraded,
-        keep_policies=functools.partial(write_policies, config.state_dir),
+        keep_policies=PolicyFile(config.state_dir).write,
     )
     sync.on_enforced = PolicyMetrics(metrics, sync.facts).enforced
     return sync

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from agent.core.enforced import Policy
 from agent.core.network import Network
-from agent.core.policy_model import PolicyModel
+from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_plan import Numbers, PolicySizes
 from agent.core.policy_planner import PolicyPlanner
 from agent.core.records import Event, ObjectKey
@@ -32,6 +32,9 @@ _MOST_STEPS = 16
 
 SubjectListener = Callable[[ObjectKey, str], None]
 """Told of a pod whose policy does not fit, and why, once for each reason."""
+
+PolicyKeeper = Callable[[Mapping[PolicyName, Policy], Iterable[PolicyName]], None]
+"""Writes down the policies in force, of which these changed. Raises: OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,9 @@ class PolicySync:
         options: PolicyOptions,
         *,
         on_degraded: SubjectListener = lambda *_: None,
-        keep_policies: Callable[[Iterable[Policy]], None] = lambda _: None,
+        keep_policies: PolicyKeeper = lambda *_: None,
     ) -> None:
-        """Take up what the maps hold; ``keep_policies``: writes down those in force. Raises: OSError."""
+        """Take up what the maps hold. Raises: OSError."""
         self.model = model
         self.maps = maps
         self.devices = devices
@@ -75,8 +78,6 @@ class PolicySync:
         self._options = options
         self._on_degraded = on_degraded
         self._keep_policies = keep_policies
-        self._policies_changed = False
-        """Whether other policies are in force than were written down."""
         self._network: Network | None = None
         self._places_changed = True
         self._is_dirty = True
@@ -112,7 +113,6 @@ class PolicySync:
         self.model.apply(event)
         if self._dirt > before:
             self._waiting.append(received_at)
-        self._policies_changed |= bool(self.model.dirty_policies)
         self._is_dirty = True
         self.is_settled = False
 
@@ -191,7 +191,7 @@ class PolicySync:
         self._is_dirty = False
         self._tell_enforced()
         self._tell_degraded()
-        if self._policies_changed:
+        if self.model.unkept_policies:
             self._write_policies()
 
     def _tell_enforced(self) -> None:
@@ -222,12 +222,12 @@ class PolicySync:
     def _write_policies(self) -> None:
         """Write down what is in force. Without it a restart loses the policies that cannot be read then."""
         try:
-            self._keep_policies(self.model.policies.values())
+            self._keep_policies(self.model.policies, self.model.unkept_policies)
         except OSError as error:
             self._metrics.error("policies")
             log.error("writing which policies are in force: %s", error)
         else:
-            self._policies_changed = False
+            self.model.unkept_policies.clear()
 
     def _place(self, now: float) -> None:
         """Find out behind which device each pod is."""

@@ -53,6 +53,8 @@ class PolicyModel:
         self.pods_by_address: dict[bytes, ObjectKey] = {}
         self.dirty_addresses: set[bytes] = set()
         self.dirty_policies: set[PolicyName] = set()
+        self.unkept_policies: set[PolicyName] = set()
+        """Policies that changed since they were last written down, by whoever does."""
         self.malformed: dict[tuple[Kind, ObjectKey], Malformed] = {}
         self.unsynced: set[Kind] = set(POLICY_KINDS)
         self.incomplete: set[Kind] = set()
@@ -122,7 +124,7 @@ class PolicyModel:
             case NetworkPolicyRecord() | ClusterPolicyRecord():
                 if self.policies.get((record.kind, record.key)) != record:
                     self.policies[record.kind, record.key] = record
-                    self.dirty_policies.add((record.kind, record.key))
+                    self._touch((record.kind, record.key))
 
     def _put_partial(self, event: Malformed) -> None:
         """Have what can be read of a policy in force, unless all of a former version is."""
@@ -207,7 +209,11 @@ class PolicyModel:
                 self._put_namespace(key.name, ())
             case _:
                 if self.policies.pop((kind, key), None):
-                    self.dirty_policies.add((kind, key))
+                    self._touch((kind, key))
+
+    def _touch(self, policy: PolicyName) -> None:
+        self.dirty_policies.add(policy)
+        self.unkept_policies.add(policy)
 
     def _end_list(self, kind: Kind, *, is_complete: bool) -> None:
         mentioned = self._mentioned.pop(kind, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Iterable
@@ -19,7 +18,7 @@ from agent.core.policy_records import PolicyRecord
 from agent.core.records import POLICY_KINDS, Delete, Event, Kind, ListEnded, ListStarted, Malformed, Upsert
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
 from agent.observe.former_policies import FILE as POLICIES
-from agent.observe.former_policies import read_policies, write_policies
+from agent.observe.former_policies import PolicyFile, read_policies
 from agent.observe.metrics import Metrics
 from agent.observe.numbers import FILE, NumberFile, read_numbers
 from agent.observe.policy_metrics import PolicyMetrics
@@ -81,7 +80,7 @@ class Node:
             self.metrics,
             PolicyOptions(self.sizes, drift_period_s=300),
             on_degraded=lambda pod_key, reason: self.degraded.append((str(pod_key), reason)),
-            keep_policies=functools.partial(write_policies, self.state_dir),
+            keep_policies=PolicyFile(self.state_dir).write,
         )
         self.sync.on_enforced = PolicyMetrics(self.metrics, self.sync.facts).enforced
 

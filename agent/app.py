@@ -36,6 +36,7 @@ from agent.kernel.sockets import StaleSockets
 from agent.live_metrics import LiveMetrics
 from agent.observe.control import ControlServer
 from agent.observe.facts import Facts, read_facts, write_facts
+from agent.observe.former_policies import remove_policies
 from agent.observe.health import Health
 from agent.observe.health_checks import HealthCheckServers
 from agent.observe.listeners import listening_hosts
@@ -140,6 +141,7 @@ class Agent:
         """Build what enforces policy, over what is in force; nothing where it is off."""
         if not self.has_policy:
             remove_numbers(self.config.state_dir)
+            remove_policies(self.config.state_dir)
             return None
         from agent.policy_parts import make_policy  # noqa: PLC0415 - nothing of it is held where policy is off
 

@@ -17,6 +17,7 @@ from agent.kernel.netlink import Netlink, ask_device
 from agent.kernel.node_maps import NodeMaps
 from agent.kernel.pod_devices import PodDevices
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
+from agent.observe.former_policies import PolicyFile, read_policies
 from agent.observe.metrics import Metrics
 from agent.observe.numbers import NumberFile
 from agent.observe.policy_metrics import PolicyMetrics
@@ -34,7 +35,7 @@ def make_policy(
     maps.open(_switches(config))
     ask = functools.partial(ask_device, Netlink())
     sync = PolicySync(
-        PolicyModel(config.node_name),
+        PolicyModel(config.node_name, read_policies(config.state_dir)),
         maps,
         NumberFile(config.state_dir),
         PodDevices(NodeMaps(store), dict(store.maps["pod_devices"].items()), ask),
@@ -44,6 +45,7 @@ def make_policy(
         metrics,
         _options(config),
         on_degraded=on_degraded,
+        keep_policies=PolicyFile(config.state_dir).write,
     )
     sync.on_enforced = PolicyMetrics(metrics, sync.facts).enforced
     return sync

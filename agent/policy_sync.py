@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from agent.core.enforced import Policy
 from agent.core.network import Network
-from agent.core.policy_model import PolicyModel
+from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_plan import Numbers, PolicySizes
 from agent.core.policy_planner import PolicyPlanner
 from agent.core.records import Event, ObjectKey
@@ -31,6 +32,9 @@ _MOST_STEPS = 16
 
 SubjectListener = Callable[[ObjectKey, str], None]
 """Told of a pod whose policy does not fit, and why, once for each reason."""
+
+PolicyKeeper = Callable[[Mapping[PolicyName, Policy], Iterable[PolicyName]], None]
+"""Writes down the policies in force, of which these changed. Raises: OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class PolicySync:
         options: PolicyOptions,
         *,
         on_degraded: SubjectListener = lambda *_: None,
+        keep_policies: PolicyKeeper = lambda *_: None,
     ) -> None:
         """Take up what the maps hold. Raises: OSError."""
         self.model = model
@@ -72,6 +77,7 @@ class PolicySync:
         self._metrics = metrics
         self._options = options
         self._on_degraded = on_degraded
+        self._keep_policies = keep_policies
         self._network: Network | None = None
         self._places_changed = True
         self._is_dirty = True
@@ -185,6 +191,8 @@ class PolicySync:
         self._is_dirty = False
         self._tell_enforced()
         self._tell_degraded()
+        if self.model.unkept_policies:
+            self._write_policies()
 
     def _tell_enforced(self) -> None:
         is_first = not self._was_enforced
@@ -210,6 +218,16 @@ class PolicySync:
             log.error("writing what identities stand for: %s", error)
         else:
             self._kept = version
+
+    def _write_policies(self) -> None:
+        """Write down what is in force. Without it a restart loses the policies that cannot be read then."""
+        try:
+            self._keep_policies(self.model.policies, self.model.unkept_policies)
+        except OSError as error:
+            self._metrics.error("policies")
+            log.error("writing which policies are in force: %s", error)
+        else:
+            self.model.unkept_policies.clear()
 
     def _place(self, now: float) -> None:
         """Find out behind which device each pod is."""

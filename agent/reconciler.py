@@ -229,7 +229,8 @@ class Reconciler:
 
     def _tell_malformed(self, event: Malformed) -> None:
         self._metrics.malformed(event.kind)
-        log.warning("%s %s: %s: %s; what it said before stays", event.kind, event.key, event.field, event.reason)
+        stands = "what it said before stays" + (", else what of it can be read holds" if event.partial else "")
+        log.warning("%s %s: %s: %s; %s", event.kind, event.key, event.field, event.reason, stands)
 
     def _patience(self) -> float:
         """Seconds until something is due though nothing happens."""

@@ -11,7 +11,7 @@ from agent.app import LOCK, only_agent
 from agent.cli.output import print_json, print_table
 from agent.kernel import netlink, selftest
 from agent.kernel.dataplane import remove
-from agent.observe import control, facts, names, numbers
+from agent.observe import control, facts, former_policies, names, numbers
 
 HELP = "remove every program, link, map, pin and file of ebproxy from this node; services stop answering"
 
@@ -54,7 +54,7 @@ def _close_loopback(known: facts.Facts) -> list[str]:
 def _remove_state(state_dir: Path) -> list[str]:
     """Remove the agent's own files, and the directory if nothing else is in it."""
     removed = []
-    files = (control.SOCKET, facts.FILE, names.FILE, numbers.FILE)
+    files = (control.SOCKET, facts.FILE, names.FILE, numbers.FILE, former_policies.FILE)
     for name in (*files, *(f"{Path(file).stem}.new" for file in files), f"{facts.FILE}.new"):
         with contextlib.suppress(FileNotFoundError):
             (state_dir / name).unlink()

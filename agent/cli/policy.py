@@ -11,6 +11,12 @@ from agent.observe.control import ask
 
 HELP = "list the policies that are enforced and the pods of this node that they concern, or show one with its rules"
 
+_IN_FORCE = {
+    "former": "what it said before",
+    "part": "what of it can be read",
+    "none": "nothing of it",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what to do."""
@@ -74,7 +80,7 @@ def _show(policy: dict[str, Any]) -> None:
         *(("pod here", pod) for pod in policy["pods"]),
     ]
     if policy["fault"]:
-        rows.append(("fault", f"{policy['fault']}; what it said before stays"))
+        rows += [("fault", policy["fault"]), ("in force", _IN_FORCE[policy["in_force"]])]
     print_table(("what", "value"), rows)
     rules = [
         (f"{rule['direction']} {rule['index']}", rule["name"] or "-", rule["action"], peer, " ".join(rule["ports"]))

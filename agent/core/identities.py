@@ -125,6 +125,7 @@ class Identities:
             number = self._numbers[name] = self.last
         if number not in self.names and number != PEER_WORLD:
             self._restored.pop(number, None)
+            self.begun.append(number)
             self._begin(number, name)
         return number
 
@@ -141,22 +142,44 @@ class Identities:
         """Tell whether any address has it."""
         return self._uses[number] > 0
 
+    def rename(self, weights: Mapping[IdentityName, Mapping[int, tuple[int, ...]]]) -> dict[IdentityName, int]:
+        """Have numbers stand for what their addresses are to be called, where that weighs most; returns which, by name.
+
+        ``weights``: for each name, by the number that addresses have which are to have the name. No matcher that is
+        kept up to date may tell the name a number has from those its addresses are to have.
+        """
+        kept: dict[IdentityName, int] = {}
+        taken: set[int] = set()
+        wishes = [(weight, -number, name) for name, having in weights.items() for number, weight in having.items()]
+        for _, lesser, name in sorted(wishes, key=lambda it: it[:2], reverse=True):
+            number = -lesser
+            if name not in kept and number not in taken:
+                kept[name] = number
+                taken.add(number)
+        renamed = {name: number for name, number in kept.items() if self.names[number] != name}
+        for number in renamed.values():
+            self._unbind(number, self.names[number])
+        for name, number in renamed.items():
+            self._numbers[name] = number
+            before, self.names[number] = set(tokens_of(self.names[number])), name
+            after = set(tokens_of(name))
+            self._lose(number, before - after)
+            self._gain(number, after - before)
+        self.version += bool(renamed)
+        return kept
+
     def forget(self, number: int) -> None:
         """Take back a number that no address has."""
         name = self.names.pop(number)
-        del self._numbers[name], self._uses[number]
+        self._unbind(number, name)
+        self._lose(number, tokens_of(name))
+        del self._uses[number]
         self.version += 1
-        for token in tokens_of(name):
-            self._having[token].discard(number)
-            if not self._having[token]:
-                del self._having[token]
-            for matcher in self._by_token.get(token, ()):
-                self._selections[matcher].numbers.discard(number)
 
     def forget_restored(self) -> None:
         """Take back the numbers of before that nothing came to have."""
-        for name in self._restored.values():
-            del self._numbers[name]
+        for number, name in self._restored.items():
+            self._unbind(number, name)
         self.version += bool(self._restored)
         self._restored.clear()
 
@@ -189,12 +212,28 @@ class Identities:
 
     def _begin(self, number: int, name: IdentityName) -> None:
         self.names[number] = name
-        self.begun.append(number)
-        for token in tokens_of(name):
+        self._gain(number, tokens_of(name))
+
+    def _gain(self, number: int, tokens: Iterable[Token]) -> None:
+        name = self.names[number]
+        for token in tokens:
             self._having.setdefault(token, set()).add(number)
             for matcher in self._by_token.get(token, ()):
                 if matcher.matches(name):
                     self._selections[matcher].numbers.add(number)
+
+    def _lose(self, number: int, tokens: Iterable[Token]) -> None:
+        for token in tokens:
+            self._having[token].discard(number)
+            if not self._having[token]:
+                del self._having[token]
+            for matcher in self._by_token.get(token, ()):
+                self._selections[matcher].numbers.discard(number)
+
+    def _unbind(self, number: int, name: IdentityName) -> None:
+        """Take a name from a number, unless another has it by now; both have it while addresses change hands."""
+        if self._numbers.get(name) == number:
+            del self._numbers[name]
 
 
 def interests_of(matcher: Matcher) -> set[Interest]:

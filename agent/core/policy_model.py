@@ -41,15 +41,20 @@ class PolicyModel:
     Until every kind has delivered its first full list (``is_synced``) the model is not to be believed.
     """
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, node_name: str, formers: Iterable[NetworkPolicyRecord | ClusterPolicyRecord] = ()) -> None:
+        """``formers``: the policies as a former agent knew them; the first lists say which of them there still are."""
         self.node_name = node_name
         self.pods: dict[str, dict[str, PodRecord]] = {}
         """By namespace and name."""
         self.namespaces: dict[str, Labels] = {}
-        self.policies: dict[PolicyName, NetworkPolicyRecord | ClusterPolicyRecord] = {}
+        self.policies: dict[PolicyName, NetworkPolicyRecord | ClusterPolicyRecord] = {
+            (it.kind, it.key): it for it in formers
+        }
         self.pods_by_address: dict[bytes, ObjectKey] = {}
         self.dirty_addresses: set[bytes] = set()
         self.dirty_policies: set[PolicyName] = set()
+        self.unkept_policies: set[PolicyName] = set()
+        """Policies that changed since they were last written down, by whoever does."""
         self.malformed: dict[tuple[Kind, ObjectKey], Malformed] = {}
         self.unsynced: set[Kind] = set(POLICY_KINDS)
         self.incomplete: set[Kind] = set()
@@ -81,6 +86,7 @@ class PolicyModel:
             case Malformed(kind, key) if kind in POLICY_KINDS:
                 self.malformed[kind, key] = event
                 self._mention(kind, key)
+                self._put_partial(event)
             case ListStarted(kind) if kind in POLICY_KINDS:
                 self._mentioned[kind] = set()
             case ListEnded(kind, is_complete):
@@ -118,7 +124,14 @@ class PolicyModel:
             case NetworkPolicyRecord() | ClusterPolicyRecord():
                 if self.policies.get((record.kind, record.key)) != record:
                     self.policies[record.kind, record.key] = record
-                    self.dirty_policies.add((record.kind, record.key))
+                    self._touch((record.kind, record.key))
+
+    def _put_partial(self, event: Malformed) -> None:
+        """Have what can be read of a policy in force, unless all of a former version is."""
+        record = event.partial
+        before = self.policies.get((event.kind, event.key))
+        if isinstance(record, NetworkPolicyRecord | ClusterPolicyRecord) and (before is None or before.is_partial):
+            self._put(record)
 
     def _put_namespace(self, name: str, labels: Labels) -> None:
         before = self.namespace_labels(name)
@@ -196,7 +209,11 @@ class PolicyModel:
                 self._put_namespace(key.name, ())
             case _:
                 if self.policies.pop((kind, key), None):
-                    self.dirty_policies.add((kind, key))
+                    self._touch((kind, key))
+
+    def _touch(self, policy: PolicyName) -> None:
+        self.dirty_policies.add(policy)
+        self.unkept_policies.add(policy)
 
     def _end_list(self, kind: Kind, *, is_complete: bool) -> None:
         mentioned = self._mentioned.pop(kind, None)

@@ -124,12 +124,16 @@ class Rule(msgspec.Struct, frozen=True, gc=False):
 
 
 class NetworkPolicyRecord(msgspec.Struct, frozen=True, gc=False):
-    """A NetworkPolicy; a direction that it does not isolate is None, one where nothing is allowed is ()."""
+    """A NetworkPolicy; a direction that it does not isolate is None, one where nothing is allowed is ().
+
+    ``is_partial``: not all of it could be read, and what could not allows nothing.
+    """
 
     key: ObjectKey
     subject: Selector
     ingress: tuple[Rule, ...] | None = None
     egress: tuple[Rule, ...] | None = None
+    is_partial: bool = False
 
     kind: ClassVar[Kind] = Kind.NETWORK_POLICY
 
@@ -152,8 +156,8 @@ class Action(enum.StrEnum):
 class TierRule(msgspec.Struct, frozen=True, gc=False):
     """One rule of a ClusterNetworkPolicy. ``name`` may be empty.
 
-    A rule with a peer or protocol that could not be understood: an ACCEPT has no peers, a DENY or PASS is a DENY of
-    everybody. Source: ClusterNetworkPolicyIngressPeer, "fail closed".
+    A rule that could not be read, or with a peer or protocol that could not be understood: an ACCEPT has no peers, a
+    DENY or PASS is a DENY of everybody. Source: ClusterNetworkPolicyIngressPeer, "fail closed".
     """
 
     action: Action
@@ -162,7 +166,10 @@ class TierRule(msgspec.Struct, frozen=True, gc=False):
 
 
 class ClusterPolicyRecord(msgspec.Struct, frozen=True, gc=False):
-    """A ClusterNetworkPolicy; the lower its ``priority`` (0 to 1000), the earlier it decides."""
+    """A ClusterNetworkPolicy; the lower its ``priority`` (0 to 1000), the earlier it decides.
+
+    ``is_partial``: not all of it could be read, and rules that could not are as those that are not understood.
+    """
 
     key: ObjectKey
     tier: Tier
@@ -171,6 +178,7 @@ class ClusterPolicyRecord(msgspec.Struct, frozen=True, gc=False):
     pods: Selector | None = None
     ingress: tuple[TierRule, ...] = ()
     egress: tuple[TierRule, ...] = ()
+    is_partial: bool = False
 
     kind: ClassVar[Kind] = Kind.CLUSTER_NETWORK_POLICY
 

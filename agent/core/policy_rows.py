@@ -6,171 +6,25 @@ are its peers: those whom a rule means. Everybody else is judged by the column o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from agent.core.abi import PEER_ANY, Direction, SubjectFlag
-from agent.core.identities import Identities, Interest, Selection, interests_of
-from agent.core.policy import (
-    ADMIN,
-    BASELINE,
-    KIND_NAMES,
-    NETWORK,
-    Decision,
-    Entries,
-    RuleName,
-    flatten,
-    resolve_ports,
-)
+from agent.core.enforced import Enforced, Policy, RuleNumbers
+from agent.core.identities import Identities, Interest
+from agent.core.policy import BASELINE, NETWORK, Entries, flatten
 from agent.core.policy_model import PolicyName
 from agent.core.policy_plan import Columns
-from agent.core.policy_records import Action, ClusterPolicyRecord, NamedPort, NetworkPolicyRecord, Rule, Tier, TierRule
-from agent.core.records import ObjectKey
-from agent.core.selectors import IdentityName, Matcher, matcher_of
+from agent.core.policy_records import NamedPort
+from agent.core.selectors import IdentityName
 
-Policy = NetworkPolicyRecord | ClusterPolicyRecord
 _FLAGS = {Direction.INGRESS: SubjectFlag.INGRESS, Direction.EGRESS: SubjectFlag.EGRESS}
-
-
-class RuleNumbers:
-    """Which number each rule has, for as long as it exists; ``version`` moves when one comes or goes."""
-
-    def __init__(self, restored: Mapping[int, RuleName], last: int) -> None:
-        self.last = last
-        self.version = 0
-        self.names = dict(restored)
-        self._numbers = {name: number for number, name in restored.items()}
-
-    def number_of(self, name: RuleName) -> int:
-        """Look up a rule's number; gives one out where it has none."""
-        number = self._numbers.get(name)
-        if number is None:
-            self.last += 1
-            self.version += 1
-            number = self._numbers[name] = self.last
-            self.names[number] = name
-        return number
-
-    def keep_only(self, numbers: set[int]) -> None:
-        """Take back all others."""
-        for number in self.names.keys() - numbers:
-            del self._numbers[self.names.pop(number)]
-            self.version += 1
-
-
-class _Term:
-    """One rule of a policy: whom it means, and what it decides."""
-
-    __slots__ = ("_rule", "_stage_action", "decision", "is_everybody", "is_named", "number", "selections")
-
-    def __init__(self, stage: int, tier_rule: TierRule, number: int, selections: Sequence[Selection]) -> None:
-        rule = tier_rule.rule
-        self.number = number
-        self.is_everybody = rule.peers is None
-        self.is_named = any(it.name for it in rule.ports or ())
-        self.selections = tuple(selections)
-        self._rule = rule
-        self._stage_action = stage, tier_rule.action
-        self.decision = Decision(stage, tier_rule.action, resolve_ports(rule.ports, ()), number)
-
-    def decide(self, named: Sequence[NamedPort]) -> Decision:
-        """Say what it decides where the destination has these ports."""
-        if not self.is_named:
-            return self.decision
-        return Decision(*self._stage_action, resolve_ports(self._rule.ports, named), self.number)
-
-    def means(self, peer: int) -> bool:
-        """Tell whether a peer is meant."""
-        return self.is_everybody or any(peer in selection.numbers for selection in self.selections)
-
-
-class Enforced:
-    """A policy in force."""
-
-    __slots__ = ("interests", "name", "record", "stage", "subject", "terms")
-
-    def __init__(self, record: Policy, identities: Identities, rules: RuleNumbers) -> None:
-        self.name: PolicyName = (record.kind, record.key)
-        self.record = record
-        self.stage = stage_of(record)
-        self.interests = policy_interests(record)
-        self.subject = identities.select(subject_of(record))
-        self.terms = {
-            direction: tuple(
-                _Term(
-                    self.stage,
-                    rule,
-                    rules.number_of(RuleName(KIND_NAMES[self.stage], record.key, direction, index)),
-                    [identities.select(matcher) for matcher in _matchers(rule.rule, record.key.namespace, direction)],
-                )
-                for index, rule in enumerate(rules_of(record, direction) or ())
-            )
-            for direction in Direction
-        }
-
-    def concerns(self, direction: Direction) -> bool:
-        """Tell whether it has a say in a direction; a NetworkPolicy without a rule denies."""
-        return rules_of(self.record, direction) is not None if self.stage == NETWORK else bool(self.terms[direction])
-
-    @property
-    def rank(self) -> tuple[int, int, ObjectKey]:
-        """Say when it decides: the lesser first."""
-        priority = self.record.priority if isinstance(self.record, ClusterPolicyRecord) else 0
-        return self.stage, priority, self.record.key
-
-    def selections(self) -> Iterator[Selection]:
-        """List what it has selected."""
-        yield self.subject
-        for terms in self.terms.values():
-            for term in terms:
-                yield from term.selections
-
-
-def stage_of(record: Policy) -> int:
-    """Say in which stage a policy decides."""
-    if isinstance(record, NetworkPolicyRecord):
-        return NETWORK
-    return ADMIN if record.tier is Tier.ADMIN else BASELINE
-
-
-def subject_of(record: Policy) -> Matcher:
-    """Say whom a policy is about."""
-    if isinstance(record, NetworkPolicyRecord):
-        return Matcher(namespace=record.key.namespace, pods=record.subject)
-    return Matcher(namespaces=record.namespaces, pods=record.pods)
-
-
-def rules_of(record: Policy, direction: Direction) -> Sequence[TierRule] | None:
-    """List a policy's rules of a direction; None where a NetworkPolicy does not isolate it."""
-    rules = record.ingress if direction is Direction.INGRESS else record.egress
-    if rules is None:
-        return None
-    return [rule if isinstance(rule, TierRule) else TierRule(Action.ACCEPT, rule) for rule in rules]
-
-
-def policy_interests(record: Policy) -> frozenset[Interest]:
-    """List what has to be known of identities for a policy to be in force."""
-    wanted = interests_of(subject_of(record))
-    for direction in Direction:
-        for rule in rules_of(record, direction) or ():
-            wanted |= {("port", it.name) for it in rule.rule.ports or () if it.name}
-            for matcher in _matchers(rule.rule, record.key.namespace, direction):
-                wanted |= interests_of(matcher)
-    return frozenset(wanted)
-
-
-def _matchers(rule: Rule, namespace: str, direction: Direction) -> list[Matcher]:
-    """List whom a rule means; where it means everybody, those of whom a port's name means more than of others."""
-    if rule.peers is not None:
-        return [matcher_of(peer, namespace) for peer in rule.peers]
-    if direction is Direction.INGRESS:
-        return []
-    return [Matcher(port=name) for name in sorted({it.name for it in rule.ports or () if it.name})]
 
 
 class SharedRow:
     """What one direction comes to for all subjects that the same policies concern."""
 
-    __slots__ = ("_is_isolated", "_ports", "_terms", "columns")
+    __slots__ = ("_everybody", "_for_everybody", "_is_isolated", "_ports", "_terms", "columns")
 
     def __init__(
         self,
@@ -184,32 +38,34 @@ class SharedRow:
         said = (policy for policy in policies if not (self._is_isolated and policy.stage == BASELINE))
         self._terms = tuple(term for policy in said for term in policy.terms[direction])
         self._ports = ports if direction is Direction.INGRESS else None
-        self.columns: Columns = self._all_columns(names)
+        self._for_everybody = tuple(index for index, term in enumerate(self._terms) if term.is_everybody)
+        self._everybody = self._entries(self._for_everybody, ())
+        self.columns: Columns = {PEER_ANY: self._everybody, **self._columns_of(None, names)}
 
-    def column(self, peer: int, named: Sequence[NamedPort]) -> Entries | None:
-        """Find the verdicts for a peer; None where they are everybody's."""
-        entries = self._entries((index for index, term in enumerate(self._terms) if term.means(peer)), named)
-        return None if entries == self.columns[PEER_ANY] else entries
+    def add(self, peers: AbstractSet[int], names: Mapping[int, IdentityName]) -> None:
+        """Begin columns for identities that are new."""
+        if found := self._columns_of(peers, names):
+            self.columns = {**self.columns, **found}
 
-    def _all_columns(self, names: Mapping[int, IdentityName]) -> Columns:
-        everybody = tuple(index for index, term in enumerate(self._terms) if term.is_everybody)
-        columns = {PEER_ANY: self._entries(everybody, ())}
+    def _columns_of(self, among: AbstractSet[int] | None, names: Mapping[int, IdentityName]) -> dict[int, Entries]:
+        """Find the verdicts for those whom a rule means, where they are not everybody's; ``among`` of None: all."""
         meant: dict[int, set[int]] = {}
         for index, term in enumerate(self._terms):
             for selection in term.selections:
-                for peer in selection.numbers:
-                    meant.setdefault(peer, set(everybody)).add(index)
+                for peer in selection.numbers if among is None else selection.numbers & among:
+                    meant.setdefault(peer, set(self._for_everybody)).add(index)
         known: dict[tuple[frozenset[int], tuple[NamedPort, ...]], Entries] = {}
         is_named = self._ports is None and any(term.is_named for term in self._terms)
+        found: dict[int, Entries] = {}
         for peer, indexes in meant.items():
             named = names[peer].ports if is_named else ()
             alike = frozenset(indexes), named
             entries = known.get(alike)
             if entries is None:
                 entries = known[alike] = self._entries(sorted(indexes), named)
-            if entries != columns[PEER_ANY]:
-                columns[peer] = entries
-        return columns
+            if entries != self._everybody:
+                found[peer] = entries
+        return found
 
     def _entries(self, indexes: Iterable[int], named: Sequence[NamedPort]) -> Entries:
         ports = named if self._ports is None else self._ports
@@ -264,11 +120,9 @@ class Rows:
 
     def add_peers(self, numbers: Sequence[int]) -> None:
         """Begin columns for identities that are new."""
-        names = self._identities.names
+        peers = frozenset(numbers)
         for row in self._shared.values():
-            columns = {number: row.column(number, names[number].ports) for number in numbers}
-            if found := {number: entries for number, entries in columns.items() if entries is not None}:
-                row.columns = {**row.columns, **found}
+            row.add(peers, self._identities.names)
 
     def forget_peers(self, numbers: Iterable[int]) -> None:
         """Drop the columns of identities that are no more."""

@@ -225,7 +225,7 @@ class Delete(msgspec.Struct, frozen=True, gc=False):
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False):
-    """An object exists and cannot be read: what it said before stays."""
+    """An object exists and cannot be read, or not all of it: what it said before stays."""
 
     kind: Kind
     key: ObjectKey
@@ -233,6 +233,8 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
     reason: str
     service: ObjectKey | None = None
     """Of an EndpointSlice, the Service it belongs to, where that can be read."""
+    partial: AnyRecord | None = None
+    """Of a policy, what can be read of it, which is in force where nothing that it said before is known."""
 
 
 class AddressesChanged(msgspec.Struct, frozen=True, gc=False):

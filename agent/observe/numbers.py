@@ -26,11 +26,16 @@ class NumberFile:
         self.numbers = read_numbers(state_dir)
 
     def write(self, numbers: Numbers) -> None:
-        """Write by a rename, so that readers see the old numbers or the new. Raises: OSError."""
+        """Write them, in place of those before. Raises: OSError."""
         self.numbers = numbers
-        beside = self._path.with_suffix(".new")
-        beside.write_bytes(msgspec.json.encode(numbers))
-        beside.rename(self._path)
+        replace_file(self._path, msgspec.json.encode(numbers))
+
+
+def replace_file(path: Path, contents: bytes) -> None:
+    """Write a file by a rename, so that readers see the old contents or the new. Raises: OSError."""
+    beside = path.with_suffix(".new")
+    beside.write_bytes(contents)
+    beside.rename(path)
 
 
 def read_numbers(state_dir: Path) -> Numbers:

@@ -10,11 +10,11 @@ from typing import Any
 
 from agent.core.abi import FIRST_IDENTITY, Direction
 from agent.core.addresses import format_address
+from agent.core.enforced import Policy, rules_of, stage_of, subject_of
 from agent.core.policy import KIND_NAMES, NETWORK, RuleName
 from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_planner import PolicyPlanner
 from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord
-from agent.core.policy_rows import Policy, rules_of, stage_of, subject_of
 from agent.core.records import POLICY_KINDS, Kind, Malformed, ObjectKey
 from agent.core.selectors import IdentityName
 from agent.observe.policy_text import (
@@ -155,6 +155,7 @@ def _policy(record: Policy, pods: list[str], fault: Malformed | None) -> dict[st
             for index, rule in enumerate(rules_of(record, direction) or ())
         ],
         "fault": _fault(fault),
+        "in_force": ("part" if record.is_partial else "former") if fault else "all",
     }
 
 
@@ -178,6 +179,7 @@ def _unread(name: PolicyName, fault: Malformed) -> dict[str, Any]:
         "pods": [],
         "rules": [],
         "fault": _fault(fault),
+        "in_force": "none",
     }
 
 

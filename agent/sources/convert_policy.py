@@ -131,11 +131,12 @@ def rules(said: Sequence[IngressRule | EgressRule], field: str, peers: str) -> t
 
 def _peers(said: Sequence[PolicyPeer], field: str) -> tuple[Peer, ...]:
     """Convert peers; one that says nothing we know matches nobody."""
-    found = [_peer(peer, f"{field}[{index}]") for index, peer in enumerate(said)]
+    found = [policy_peer(it, f"{field}[{index}]") for index, it in enumerate(said)]
     return tuple(dict.fromkeys(peer for peer in found if peer is not None))
 
 
-def _peer(said: PolicyPeer, field: str) -> Peer | None:
+def policy_peer(said: PolicyPeer, field: str) -> Peer | None:
+    """Convert one peer; None where it says nothing we know."""
     namespaces, pods = said.namespace_selector, said.pod_selector
     if said.ip_block is not None:
         if namespaces is not None or pods is not None:
@@ -193,10 +194,10 @@ def _cut(address: bytes, bits: int) -> bytes:
 
 
 def _ports(said: Sequence[PolicyPort], field: str) -> tuple[PortRange, ...]:
-    return tuple(dict.fromkeys(_port(port, f"{field}[{index}]") for index, port in enumerate(said)))
+    return tuple(dict.fromkeys(policy_port(it, f"{field}[{index}]") for index, it in enumerate(said)))
 
 
-def _port(said: PolicyPort, field: str) -> PortRange:
+def policy_port(said: PolicyPort, field: str) -> PortRange:
     """Convert a port. Source: ValidateNetworkPolicyPort."""
     protocol, port = PROTOCOLS[said.protocol], said.port
     if isinstance(port, int):

@@ -34,20 +34,21 @@ def subject(said: TierSubject, field: str) -> tuple[Selector, Selector | None]:
 
 def rules(said: Sequence[TierIngressRule | TierEgressRule], field: str, peers: str) -> tuple[TierRule, ...]:
     """Convert the rules of one direction; ``peers`` is ``from`` or ``to``."""
-    found = []
-    for index, rule in enumerate(said):
-        place = f"{field}[{index}]"
-        if not rule.peers:
-            raise fault(f"{place}.{peers}", "empty")
-        try:
-            body = Rule(_tier_peers(rule.peers, f"{place}.{peers}"), _tier_ports(rule.protocols, f"{place}.protocols"))
-            found.append(TierRule(rule.action, body, rule.name or ""))
-        except _Unknown:
-            found.append(_closed(rule.action, rule.name or ""))
-    return tuple(found)
+    return tuple([tier_rule(rule, f"{field}[{index}]", peers) for index, rule in enumerate(said)])
 
 
-def _closed(action: Action, name: str) -> TierRule:
+def tier_rule(said: TierIngressRule | TierEgressRule, field: str, peers: str) -> TierRule:
+    """Convert one rule."""
+    if not said.peers:
+        raise fault(f"{field}.{peers}", "empty")
+    try:
+        body = Rule(_tier_peers(said.peers, f"{field}.{peers}"), _tier_ports(said.protocols, f"{field}.protocols"))
+    except _Unknown:
+        return closed(said.action, said.name or "")
+    return TierRule(said.action, body, said.name or "")
+
+
+def closed(action: Action, name: str) -> TierRule:
     """Make what a rule comes to that is not understood. Source: ClusterNetworkPolicyIngressPeer, "fail closed"."""
     if action is Action.ACCEPT:
         return TierRule(action, Rule(peers=()), name)

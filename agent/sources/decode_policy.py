@@ -21,6 +21,7 @@ from agent.core.policy_records import (
 from agent.core.records import Kind, ObjectKey, Upsert
 from agent.sources import convert_policy as convert
 from agent.sources import convert_tiers as tiers
+from agent.sources import partial_policy
 from agent.sources.reader import Reader
 from agent.sources.wire_policy import (
     NetworkPolicySpec,
@@ -46,8 +47,12 @@ def readers(node_name: str) -> dict[Kind, Reader[Any]]:
     return {
         Kind.POD: Reader(Kind.POD, WirePod, records.pod),
         Kind.NAMESPACE: Reader(Kind.NAMESPACE, WireNamespace, records.namespace),
-        Kind.NETWORK_POLICY: Reader(Kind.NETWORK_POLICY, WireNetworkPolicy, records.network_policy),
-        Kind.CLUSTER_NETWORK_POLICY: Reader(Kind.CLUSTER_NETWORK_POLICY, WireClusterPolicy, records.cluster_policy),
+        Kind.NETWORK_POLICY: Reader(
+            Kind.NETWORK_POLICY, WireNetworkPolicy, records.network_policy, partial_policy.network_policy
+        ),
+        Kind.CLUSTER_NETWORK_POLICY: Reader(
+            Kind.CLUSTER_NETWORK_POLICY, WireClusterPolicy, records.cluster_policy, partial_policy.cluster_policy
+        ),
     }
 
 

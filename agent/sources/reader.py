@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from agent.core.records import Delete, Kind, Malformed, ObjectKey, Upsert
+from agent.core.records import AnyRecord, Delete, Fault, Kind, Malformed, ObjectKey, Upsert
 from agent.sources import convert
 from agent.sources.wire import SERVICE_NAME_LABEL, Identity, WatchEvent, WireObject
 
@@ -38,12 +38,25 @@ class Decoded(NamedTuple):
 
 _W = TypeVar("_W", bound=WireObject)
 
+PartialRead = Callable[[ObjectKey, object], tuple[AnyRecord, list[Fault]]]
+"""Reads what can be read of an object, from builtin values, and says what cannot. Raises: one of UNREADABLE."""
+
 
 class Reader(Generic[_W]):
-    """Reads the objects of one kind; ``read`` returns None for an object that counts as deleted."""
+    """Reads the objects of one kind; ``read`` returns None for an object that counts as deleted.
 
-    def __init__(self, kind: Kind, shape: type[_W], read: Callable[[ObjectKey, _W], Upsert | None]) -> None:
+    ``read_partly`` is for what cannot be read as a whole, where a part of it is better than nothing.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        shape: type[_W],
+        read: Callable[[ObjectKey, _W], Upsert | None],
+        read_partly: PartialRead | None = None,
+    ) -> None:
         self._kind = kind
+        self._read_partly = read_partly
         self._shape = shape
         self._read = read
         self._json = msgspec.json.Decoder(shape)
@@ -56,7 +69,7 @@ class Reader(Generic[_W]):
             return Decoded(self._event(decoded), decoded.metadata.resource_version or "")
         except UNREADABLE as error:
             key, version, owner = _identify(self._kind, lambda: msgspec.json.decode(raw, type=Identity))
-            return Decoded(Malformed(self._kind, key, *_explain(error), owner), version)
+            return Decoded(self._malformed(key, error, owner, lambda: msgspec.json.decode(raw)), version)
 
     def from_event(self, line: bytes) -> Decoded | None:
         """Read a watch event and its object at once; None unless it says that a readable object exists."""
@@ -74,7 +87,19 @@ class Reader(Generic[_W]):
             return self._event(msgspec.convert(value, self._shape))
         except UNREADABLE as error:
             key, _, owner = _identify(self._kind, lambda: msgspec.convert(value, Identity))
-            return Malformed(self._kind, key, *_explain(error), owner)
+            return self._malformed(key, error, owner, lambda: value)
+
+    def _malformed(
+        self, key: ObjectKey, error: Exception, owner: ObjectKey | None, value: Callable[[], object]
+    ) -> Malformed:
+        if self._read_partly is None or key == UNNAMED:
+            return Malformed(self._kind, key, *explain(error), owner)
+        try:
+            record, faults = self._read_partly(key, value())
+        except UNREADABLE:
+            return Malformed(self._kind, key, *explain(error), owner)
+        fields, reasons = zip(*(faults or [explain(error)]), strict=True)
+        return Malformed(self._kind, key, ", ".join(fields), "; ".join(reasons), owner, record)
 
     def _event(self, decoded: _W) -> ObjectEvent:
         if not decoded.metadata.name:
@@ -111,10 +136,10 @@ def _identify(kind: Kind, read: Callable[[], Identity]) -> tuple[ObjectKey, str,
     return key, version, ObjectKey(key.namespace, owner) if owner and isinstance(owner, str) else None
 
 
-def _explain(error: Exception) -> tuple[str, str]:
+def explain(error: Exception) -> Fault:
     """Split an error into field and reason; the field is empty where the whole object is at fault."""
-    fault = _FAULT.fullmatch(str(error))
-    if fault is None or not isinstance(error, msgspec.ValidationError):
-        return "", str(error)
-    field, missing = fault["field"] or "", _MISSING.fullmatch(fault["reason"])
-    return (f"{field}.{missing['name']}".lstrip("."), "missing") if missing else (field, fault["reason"])
+    found = _FAULT.fullmatch(str(error))
+    if found is None or not isinstance(error, msgspec.ValidationError):
+        return Fault("", str(error))
+    field, missing = found["field"] or "", _MISSING.fullmatch(found["reason"])
+    return Fault(f"{field}.{missing['name']}".lstrip("."), "missing") if missing else Fault(field, found["reason"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from agent.observe.former_policies import FILE as POLICIES
 from agent.observe.numbers import FILE
 from tests.lab import manifests, netns
 from tests.lab.agents import pins
@@ -355,10 +356,11 @@ def test_a_mode_is_chosen_at_each_start():
 
         shop.set(ingress())
         shop.wait_for(HOST, ALL)
-        assert (agent.state_dir / FILE).exists()
+        files = [agent.state_dir / name for name in (FILE, POLICIES)]
+        assert all(file.exists() for file in files)
         switch(shop, "off")
         assert shop.answered(ALL) == ALL
-        assert not (agent.state_dir / FILE).exists()
+        assert not any(file.exists() for file in files)
         assert "policy" not in agent.status()
         with agent.maps() as store:
             assert store.maps["policy"].info.max_entries == 1

@@ -1,11 +1,14 @@
 """Decoding agrees with a plain reading of the API's rules, and nothing in an object makes it raise."""
 
+import copy
 import json
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.addresses import parse_address
+from agent.core.policy_records import Rule
 from agent.core.records import ADDRESS_SIZE, Delete, Family, Kind, Malformed, ObjectKey, Traits, Upsert
 from agent.sources.convert import pack
 from agent.sources.decode import UNNAMED, Decoder
@@ -28,7 +31,7 @@ def encode(value):
 
 def verdict(event):
     """Leave out the wording of a fault: JSON's reader calls an integer of more than 64 bits a float."""
-    return (event.kind, event.key, event.field) if isinstance(event, Malformed) else event
+    return (event.kind, event.key, event.field, event.partial) if isinstance(event, Malformed) else event
 
 
 def plain_traits(endpoint):
@@ -104,6 +107,46 @@ def test_one_bad_value_of_policy_never_raises_and_never_hides_which_object_it_is
     assert version == "7"
     key = event.record.key if isinstance(event, Upsert) else event.key
     assert key == ObjectKey(value["metadata"].get("namespace", ""), "web")
+
+
+@given(wire.network_policies, st.data())
+def test_what_cannot_be_read_of_a_policys_rules_is_left_out_and_nothing_else(value, data):
+    whole = decoder.decode_object(Kind.NETWORK_POLICY, value).record
+    spoiled, wanted = copy.deepcopy(value), {}
+    for direction, word in (("ingress", "from"), ("egress", "to")):
+        rules = []
+        for index, said in enumerate(spoiled["spec"][direction]):
+            peers, ports = (spoil(data, said[name]) if name in said else None for name in (word, "ports"))
+            is_spoiled = data.draw(st.booleans())
+            if is_spoiled:
+                spoiled["spec"][direction][index] = data.draw(wire.junk)
+            rule = getattr(whole, direction)[index]
+            left = Rule(kept(rule.peers, peers), kept(rule.ports, ports))
+            rules.append(Rule(peers=()) if is_spoiled else left)
+        wanted[direction] = tuple(rules)
+
+    event = decoder.decode_object(Kind.NETWORK_POLICY, spoiled)
+
+    if spoiled == value:
+        assert event == Upsert(whole)
+    else:
+        assert event.partial == msgspec.structs.replace(whole, **wanted, is_partial=True)
+        assert event.field.count(", ") == event.reason.count("; ")
+
+
+def spoil(data, parts):
+    """Put what is nothing in the place of some; returns which are left."""
+    left = []
+    for index in range(len(parts)):
+        if data.draw(st.booleans()):
+            parts[index] = data.draw(wire.junk)
+        else:
+            left.append(index)
+    return left
+
+
+def kept(parts, indexes):
+    return None if indexes is None else tuple(parts[index] for index in indexes)
 
 
 @given(kinds, wire.values)

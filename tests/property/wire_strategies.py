@@ -170,6 +170,46 @@ POLICY_OBJECTS = {
 """One object of each kind that policy is made of, with every field that is read."""
 
 
+_peers = st.lists(
+    st.sampled_from(
+        [
+            {"podSelector": {"matchLabels": {"app": "web"}}},
+            {"namespaceSelector": {}},
+            {"podSelector": {}, "namespaceSelector": {"matchLabels": {"team": "a"}}},
+            {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}},
+        ]
+    ),
+    min_size=1,
+    unique_by=str,
+)
+_policy_ports = st.lists(
+    st.sampled_from([{"port": 80}, {"port": "web"}, {"port": 80, "endPort": 90, "protocol": "UDP"}, {}]),
+    min_size=1,
+    unique_by=str,
+)
+
+
+def _policy_rules(peers):
+    return st.lists(st.fixed_dictionaries({}, optional={peers: _peers, "ports": _policy_ports}), max_size=3)
+
+
+network_policies = st.builds(
+    lambda ingress, egress: {
+        "metadata": _metadata(),
+        "spec": {
+            "podSelector": _SELECTOR,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    },
+    _policy_rules("from"),
+    _policy_rules("to"),
+)
+junk = st.sampled_from([5, True, "all", ["all"], 0.5])
+"""What is neither a rule, nor a peer, nor a port."""
+
+
 def spoiled_policy():
     """One of those, of which a part is any value."""
     kinds = st.sampled_from(sorted(POLICY_OBJECTS))

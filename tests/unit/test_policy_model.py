@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from agent.core.addresses import parse_address
 from agent.core.policy_model import PolicyModel
+from agent.core.policy_records import NetworkPolicyRecord
 from agent.core.records import POLICY_KINDS, Delete, Kind, ListEnded, ListStarted, Malformed, ObjectKey, Upsert
 from tests.builders import key, service
-from tests.policy_builders import namespace, network_policy, pod
+from tests.policy_builders import namespace, network_policy, pod, rule
 
 ADDRESS = "10.1.0.1"
 CLAIMS = {
@@ -110,6 +112,56 @@ def test_what_a_malformed_object_said_before_stays():
 
     model.apply(Delete(record.kind, record.key))
     assert (model.policies, model.malformed) == ({}, {})
+
+
+WHOLE = network_policy("x/p", ingress=[rule()])
+PART, LESS = (
+    msgspec.structs.replace(network_policy("x/p", ingress=it), is_partial=True) for it in ([rule(ports=())], [])
+)
+
+
+def unread(partial: NetworkPolicyRecord | None) -> Malformed:
+    return Malformed(WHOLE.kind, WHOLE.key, "spec.ingress[0]", "nonsense", partial=partial)
+
+
+@pytest.mark.parametrize(
+    ("events", "wanted"),
+    [
+        pytest.param([unread(PART)], PART, id="one that never was read"),
+        pytest.param([unread(None)], None, id="of which nothing can be read"),
+        pytest.param([Upsert(WHOLE), unread(PART)], WHOLE, id="one that was read whole"),
+        pytest.param([unread(PART), unread(LESS)], LESS, id="one that says something else"),
+        pytest.param([unread(PART), unread(None)], PART, id="and then of which nothing can be"),
+        pytest.param([unread(PART), Upsert(WHOLE), unread(LESS)], WHOLE, id="one that was mended meanwhile"),
+        pytest.param([Upsert(WHOLE), Delete(WHOLE.kind, WHOLE.key), unread(PART)], PART, id="one that is made anew"),
+    ],
+)
+def test_what_can_be_read_holds_where_nothing_that_was_said_before_is_known(events, wanted):
+    model = PolicyModel("n1")
+    for event in events:
+        model.apply(event)
+
+    assert model.policies.get((WHOLE.kind, WHOLE.key)) == wanted
+    assert list(model.malformed) == [(WHOLE.kind, WHOLE.key)]
+
+
+@pytest.mark.parametrize(
+    ("listed", "is_complete", "wanted"),
+    [
+        pytest.param([unread(PART)], True, WHOLE, id="unreadable"),
+        pytest.param([unread(None)], True, WHOLE, id="wholly unreadable"),
+        pytest.param([Upsert(PART)], True, PART, id="another by now"),
+        pytest.param([], True, None, id="gone"),
+        pytest.param([], False, WHOLE, id="not mentioned by a list that is not complete"),
+    ],
+)
+def test_what_a_former_agent_knew_holds_until_a_list_says_otherwise(listed, is_complete, wanted):
+    model = PolicyModel("n1", [WHOLE])
+
+    for event in (ListStarted(WHOLE.kind), *listed, ListEnded(WHOLE.kind, is_complete)):
+        model.apply(event)
+
+    assert model.policies.get((WHOLE.kind, WHOLE.key)) == wanted
 
 
 def test_pods_that_say_the_same_share_it():

@@ -163,6 +163,43 @@ def test_a_policy_that_tells_pods_apart_anew_never_touches_those_it_is_not_about
     assert node.planner.identity_of(cache) == node.planner.identity_of(WEB)
 
 
+RACKED = [
+    pytest.param(lambda _: "1", True, set(), id="one value"),
+    pytest.param(lambda i: "1" if i < 5 else "2", False, {5, 6, 7}, id="two values, of which most keep the number"),
+    pytest.param(lambda i: "1" if i < 2 else "2", True, {2, 3, 4, 5, 6, 7}, id="a local pod weighs more than any"),
+    pytest.param(str, True, {1, 2, 3, 4, 5, 6, 7}, id="a value for each"),
+]
+
+
+@pytest.mark.parametrize(("rack", "first_is_local", "renamed"), RACKED)
+def test_a_label_that_every_pod_has_renames_as_few_addresses_as_can_be(rack, first_is_local, renamed):
+    webs = [
+        pod(f"x/web-{i}", f"10.1.1.{i}", local=first_is_local and i == 0, app="web", rack=rack(i)) for i in range(8)
+    ]
+    node = PolicyNode(*PODS[:2], PODS[3], *webs, WEB_TO_DB)
+    by_rack = network_policy("x/rack", selector(app="job"), ingress=[rule(pods(need("rack", Operator.EXISTS)))])
+    before = dict(node.maps.state.identities)
+
+    plans = node.apply(by_rack)
+    assert {address for plan in plans for address in plan.identities} == {webs[i].addresses[0] for i in renamed}
+    numbers = node.planner.numbers
+    assert node.restart() == []
+    assert node.planner.numbers == numbers
+
+    node.delete(by_rack)
+    assert node.maps.state.identities == before
+
+
+def test_who_is_relabelled_meanwhile_takes_no_number_along():
+    node = PolicyNode(*PODS, WEB_TO_DB)
+    by_tier = network_policy("x/tier", selector(app="job"), ingress=[rule(pods(tier="1"))])
+
+    node.apply(by_tier, pod("x/web", "10.1.0.2", app="job", tier="1"))
+
+    assert not node.may_send(WEB, DB, TCP, 80)
+    assert node.planner.differences(node.maps.state) == 0
+
+
 def test_a_policy_about_pods_elsewhere_writes_nothing():
     node = PolicyNode(*PODS, WEB_TO_DB)
 

@@ -7,15 +7,18 @@ import math
 from collections.abc import Iterable
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
-from agent.core.abi import SUBJECT
+from agent.core.abi import SUBJECT, SubjectFlag
 from agent.core.network import Network
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicySizes
 from agent.core.policy_records import PolicyRecord
 from agent.core.records import POLICY_KINDS, Delete, Event, Kind, ListEnded, ListStarted, Malformed, Upsert
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
+from agent.observe.former_policies import FILE as POLICIES
+from agent.observe.former_policies import PolicyFile, read_policies
 from agent.observe.metrics import Metrics
 from agent.observe.numbers import FILE, NumberFile, read_numbers
 from agent.observe.policy_metrics import PolicyMetrics
@@ -69,7 +72,7 @@ class Node:
         maps.open(PolicySwitches())
         self.devices = Devices()
         self.sync = PolicySync(
-            PolicyModel("n1"),
+            PolicyModel("n1", read_policies(self.state_dir)),
             maps,
             NumberFile(self.state_dir),
             self.devices,  # type: ignore[arg-type]
@@ -77,16 +80,17 @@ class Node:
             self.metrics,
             PolicyOptions(self.sizes, drift_period_s=300),
             on_degraded=lambda pod_key, reason: self.degraded.append((str(pod_key), reason)),
+            keep_policies=PolicyFile(self.state_dir).write,
         )
         self.sync.on_enforced = PolicyMetrics(self.metrics, self.sync.facts).enforced
 
-    def list(self, *records: PolicyRecord, but: Iterable[Kind] = ()) -> None:
+    def list(self, *records: PolicyRecord | Malformed, but: Iterable[Kind] = ()) -> None:
         """Deliver the first lists."""
         kinds = POLICY_KINDS - set(but)
         for kind in kinds:
             self.take(ListStarted(kind))
         for record in records:
-            self.take(Upsert(record))
+            self.take(record if isinstance(record, Malformed) else Upsert(record))
         for kind in kinds:
             self.take(ListEnded(kind))
         self.sync.turn()
@@ -207,6 +211,51 @@ def test_numbers_that_cannot_be_written_stop_nothing(node, caplog):
     (node.state_dir / "identities.new").rmdir()
     node.change(DENY)
     assert read_numbers(node.state_dir) == node.sync.planner.numbers
+
+
+UNREADABLE = Malformed(DENY.kind, DENY.key, "spec", "no")
+
+
+def test_a_policy_that_cannot_be_read_at_a_restart_stays_in_force(node):
+    node.list(WEB, SHOP, DENY)
+    node.change(ALLOW)
+    node.take(UNREADABLE)
+    node.sync.turn()
+
+    for _ in range(2):
+        node.start()
+        node.list(WEB, SHOP, UNREADABLE)
+        assert node.sync.model.policies == {(ALLOW.kind, ALLOW.key): ALLOW}
+        assert node.is_as_planned
+        assert dict(node.store.writes) == {}
+
+    node.sync.take(Delete(DENY.kind, DENY.key), node.clock.now)
+    node.sync.turn()
+    assert node.store.maps["policy"].entries == {}
+    node.start()
+    node.list(WEB, SHOP, UNREADABLE)
+    assert node.store.maps["policy"].entries == {}
+
+
+def test_what_of_a_new_policy_can_be_read_is_in_force(node):
+    part = msgspec.structs.replace(DENY, is_partial=True)
+    node.list(WEB, SHOP, msgspec.structs.replace(UNREADABLE, partial=part))
+
+    assert SUBJECT.packer.unpack(node.store.maps["subjects"].entries[WEB.addresses[0]])[1] == SubjectFlag.INGRESS
+    assert len(node.store.maps["policy"].entries) == 1
+
+
+def test_policies_that_cannot_be_written_down_stop_nothing(node, caplog):
+    (node.state_dir / POLICIES).mkdir()
+    node.list(WEB, SHOP, DENY)
+
+    assert node.sync.is_settled
+    assert node.read("ebproxy_errors_total", kind="policies") == 1
+    assert "which policies are in force" in caplog.text
+
+    (node.state_dir / POLICIES).rmdir()
+    node.change(SHOP, pod("new", "10.0.0.9"))
+    assert read_policies(node.state_dir) == [DENY]
 
 
 def test_how_long_changes_took_is_told_of_changes_alone(node):

@@ -7,7 +7,7 @@ import pytest
 from agent.cli.flows import row, since_ns
 from agent.core.abi import Direction
 from agent.core.policy_planner import PolicySizes
-from agent.core.policy_records import Operator, Peer, PortRange, Selector
+from agent.core.policy_records import NetworkPolicyRecord, Operator, Peer, PortRange, Selector
 from agent.core.records import Kind, Malformed, ObjectKey, Protocol
 from agent.errors import ConfigError
 from agent.observe.policy_text import isolated_text, peers_text, ports_text, selector_text
@@ -136,14 +136,27 @@ def test_policies_are_listed_in_the_order_they_decide(views: PolicyViews) -> Non
     ]
 
 
-@pytest.mark.parametrize("name", ["shop/web", "shop/broken"], ids=["one that was read before", "one that never was"])
-def test_what_cannot_be_read_is_listed_with_its_fault(node: PolicyNode, views: PolicyViews, name: str) -> None:
-    node.model.apply(Malformed(Kind.NETWORK_POLICY, key(name), "spec.ingress[0]", "is no list"))
+PART = NetworkPolicyRecord(key("shop/broken"), Selector(), (), is_partial=True)
 
-    by_name = {f"{it['namespace']}/{it['name']}": it["fault"] for it in views.policies()}
 
-    assert by_name[name] == "spec.ingress[0]: is no list"
-    assert set(by_name) == {"/guard", "shop/web", name}
+@pytest.mark.parametrize(
+    ("name", "partial", "in_force"),
+    [
+        pytest.param("shop/web", None, "former", id="one that was read before"),
+        pytest.param("shop/broken", None, "none", id="one that never was"),
+        pytest.param("shop/broken", PART, "part", id="one of which a part can be"),
+    ],
+)
+def test_what_cannot_be_read_is_listed_with_its_fault(
+    node: PolicyNode, views: PolicyViews, name: str, partial: NetworkPolicyRecord | None, in_force: str
+) -> None:
+    node.model.apply(Malformed(Kind.NETWORK_POLICY, key(name), "spec.ingress[0]", "is no list", partial=partial))
+
+    by_name = {f"{it['namespace']}/{it['name']}": (it["fault"], it["in_force"]) for it in views.policies()}
+
+    assert by_name.pop(name) == ("spec.ingress[0]: is no list", in_force)
+    assert set(by_name) | {name} == {"/guard", "shop/web", name}
+    assert set(by_name.values()) == {("", "all")}
 
 
 def test_endpoints_say_what_concerns_them(views: PolicyViews, node: PolicyNode) -> None:

@@ -1,0 +1,199 @@
+"""What is left of a policy that cannot be read as a whole: it isolates whom it did, and allows no more."""
+
+import json
+
+import pytest
+
+from agent.core.addresses import AddressRange
+from agent.core.policy_records import (
+    EVERYTHING,
+    Action,
+    ClusterPolicyRecord,
+    IpBlock,
+    NetworkPolicyRecord,
+    Peer,
+    PortRange,
+    Prefix,
+    Rule,
+    Tier,
+    TierRule,
+)
+from agent.core.records import Kind, Malformed, ObjectKey, Protocol
+from agent.sources.decode import Decoder
+from tests.policy_builders import selector
+
+KEY, CLUSTER_KEY = ObjectKey("shop", "web"), ObjectKey("", "guard")
+APP = selector(app="web")
+BAD_PORT = {"port": 80, "protocol": "QUIC"}
+BAD_PEER = {"podSelector": {"matchExpressions": [{"key": "a", "operator": "Near", "values": ["1"]}]}}
+CIDR = {"ipBlock": {"cidr": "10.0.0.0/8"}}
+TEN = Peer(block=IpBlock(Prefix(*AddressRange.parse("10.0.0.0/8"))))
+EIGHTY = PortRange(Protocol.TCP, 80, 80)
+NOBODY = Rule(peers=())
+PEER_FAULT = "podSelector.matchExpressions[0].operator"
+
+
+def decode(kind, value):
+    """Decode from JSON, and find that a YAML parser's values come to the same."""
+    decoder = Decoder("here", policy=True)
+    event = decoder.decode(kind, json.dumps(value).encode()).event
+    assert decoder.decode_object(kind, value) == event
+    assert isinstance(event, Malformed)
+    return event
+
+
+def network_policy(**spec):
+    return {
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, **spec},
+    }
+
+
+def cluster_policy(**spec):
+    return {
+        "metadata": {"name": "guard"},
+        "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}, **spec},
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "ingress", "egress", "field"),
+    [
+        pytest.param(
+            {"ingress": [{"ports": [{"port": 80}, BAD_PORT]}]},
+            (Rule(ports=(EIGHTY,)),),
+            None,
+            "spec.ingress[0].ports[1].protocol",
+            id="a port costs itself",
+        ),
+        pytest.param(
+            {"ingress": [{"ports": [BAD_PORT]}]},
+            (Rule(ports=()),),
+            None,
+            "spec.ingress[0].ports[0].protocol",
+            id="the only port: not all ports",
+        ),
+        pytest.param(
+            {"ingress": [{"ports": 80}]}, (Rule(ports=()),), None, "spec.ingress[0].ports", id="ports that are no list"
+        ),
+        pytest.param(
+            {"ingress": [{"from": [BAD_PEER, CIDR]}]},
+            (Rule(peers=(TEN,)),),
+            None,
+            f"spec.ingress[0].from[0].{PEER_FAULT}",
+            id="a peer costs itself",
+        ),
+        pytest.param(
+            {"egress": [{"to": [BAD_PEER]}]},
+            (),
+            (NOBODY,),
+            f"spec.egress[0].to[0].{PEER_FAULT}",
+            id="the only peer: not everybody",
+        ),
+        pytest.param(
+            {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["?"]}}, CIDR]}]},
+            (Rule(peers=(TEN,)),),
+            None,
+            "spec.ingress[0].from[0].ipBlock.except[0]",
+            id="an exception costs its block",
+        ),
+        pytest.param(
+            {"ingress": ["all", {"from": [CIDR]}]},
+            (NOBODY, Rule(peers=(TEN,))),
+            None,
+            "spec.ingress[0]",
+            id="a rule costs itself and keeps its place",
+        ),
+        pytest.param({"ingress": "all"}, (), None, "spec.ingress", id="rules that are no list"),
+        pytest.param(
+            {"egress": {"to": []}}, (), (), "spec.egress", id="egress that is no list is isolated all the same"
+        ),
+        pytest.param(
+            {"policyTypes": ["Egress", "Sideways"], "egress": [{}]},
+            None,
+            (Rule(),),
+            "spec.policyTypes[1]",
+            id="a direction costs itself",
+        ),
+        pytest.param(
+            {"policyTypes": ["Sideways"]}, None, None, "spec.policyTypes[0]", id="the only direction: not by default"
+        ),
+        pytest.param(
+            {"ingress": [{"from": [BAD_PEER], "ports": [BAD_PORT]}]},
+            (Rule((), ()),),
+            None,
+            f"spec.ingress[0].from[0].{PEER_FAULT}, spec.ingress[0].ports[0].protocol",
+            id="all faults are told",
+        ),
+    ],
+)
+def test_network_policies(spec, ingress, egress, field):
+    event = decode(Kind.NETWORK_POLICY, network_policy(**spec))
+
+    assert event.partial == NetworkPolicyRecord(KEY, APP, ingress, egress, is_partial=True)
+    assert (event.key, event.field) == (KEY, field)
+    assert event.reason.count("; ") == field.count(", ")
+
+
+BAD_RULES = {
+    "a network": {"to": [{"networks": ["10.0.0.0"]}]},
+    "two in one": {"to": [{"namespaces": {}, "networks": ["::/0"]}]},
+    "a port": {"to": [{"namespaces": {}}], "protocols": [{"tcp": {"destinationPort": {"number": 70000}}}]},
+    "no peers": {},
+}
+
+
+@pytest.mark.parametrize("said", BAD_RULES.values(), ids=BAD_RULES)
+@pytest.mark.parametrize(
+    ("action", "wanted"),
+    [
+        ("Accept", TierRule(Action.ACCEPT, NOBODY, "odd")),
+        ("Deny", TierRule(Action.DENY, Rule(), "odd")),
+        ("Pass", TierRule(Action.DENY, Rule(), "odd")),
+        ("Ask", TierRule(Action.DENY, Rule(), "odd")),
+        (None, TierRule(Action.DENY, Rule(), "odd")),
+    ],
+    ids=str,
+)
+def test_a_rule_of_a_tier_is_closed(said, action, wanted):
+    """Source: ClusterNetworkPolicyIngressPeer, "fail closed"."""
+    good = {"action": "Accept", "to": [{"namespaces": {}}]}
+    event = decode(
+        Kind.CLUSTER_NETWORK_POLICY, cluster_policy(egress=[good, {"action": action, "name": "odd", **said}])
+    )
+
+    accept = TierRule(Action.ACCEPT, Rule((Peer(EVERYTHING),)))
+    assert event.partial == ClusterPolicyRecord(
+        CLUSTER_KEY, Tier.ADMIN, 1, EVERYTHING, egress=(accept, wanted), is_partial=True
+    )
+
+
+@pytest.mark.parametrize("said", ["deny", 7, {"action": "Deny"}], ids=str)
+def test_rules_of_a_tier_that_are_no_list_deny(said):
+    event = decode(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(ingress=said))
+
+    assert event.partial.ingress == (TierRule(Action.DENY, Rule()),)
+    assert event.field == "spec.ingress"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "field"),
+    [
+        pytest.param(
+            Kind.NETWORK_POLICY,
+            network_policy(podSelector={"matchLabels": 7}, ingress=[5]),
+            "spec.podSelector.matchLabels",
+            id="podSelector",
+        ),
+        pytest.param(Kind.NETWORK_POLICY, network_policy(policyTypes="Both"), "spec.policyTypes", id="policyTypes"),
+        pytest.param(Kind.NETWORK_POLICY, {"metadata": {"name": "web"}, "spec": 5}, "spec", id="spec"),
+        pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(tier="Middle"), "spec.tier", id="tier"),
+        pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(priority="high"), "spec.priority", id="priority"),
+        pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(subject={}), "spec.subject", id="subject"),
+        pytest.param(Kind.POD, {"metadata": {"name": "web"}, "status": {"podIP": "?"}}, "status.podIP", id="a pod"),
+    ],
+)
+def test_nothing_is_left_where_it_is_not_known_whom_it_is_about_or_when_it_decides(kind, value, field):
+    event = decode(kind, value)
+
+    assert (event.partial, event.field) == (None, field)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from agent.core.abi import ADDRESS_RANGE, PEER_WORLD, POLICY_ENTRY, SUBJECT, U32, Direction, SubjectFlag
 from agent.core.addresses import AddressRange
-from agent.core.identities import Identities, Interests
+from agent.core.identities import ALL_IPV4, Identities, Interests
 from agent.core.policy import NETWORK, RuleName
 from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_plan import Columns, Numbers, PolicyPlan, PolicySizes, PolicyState, PolicyTable, Row
@@ -24,8 +24,9 @@ from agent.core.records import ObjectKey
 from agent.core.selectors import WORLD, IdentityName
 from agent.errors import CapacityError
 
-__all__ = ["Numbers", "PolicyPlan", "PolicyPlanner", "PolicySizes", "PolicyState"]
-_BLOCK_NAMES = "IPBlock"
+__all__ = ["BLOCKS", "Numbers", "PolicyPlan", "PolicyPlanner", "PolicySizes", "PolicyState"]
+BLOCKS = "IPBlock"
+"""What stands in a namespace's place where it is a block that does not fit, and no pod."""
 
 
 class PolicyPlanner:
@@ -67,6 +68,8 @@ class PolicyPlanner:
         self._unplaced: set[bytes] = set()
         self._unplaced_blocks: set[bytes] = set()
         self._failing: set[int] = set()
+        self._misled: set[int] = set()
+        """Subjects with a policy about a block for which there is no room."""
         self._vacated: set[int] = set()
         self._is_first = True
         for number in (*self._addresses.values(), *self._blocks.values()):
@@ -101,7 +104,7 @@ class PolicyPlanner:
     @property
     def degraded(self) -> dict[ObjectKey, str]:
         """Say which pods' policy, and which blocks, do not fit, and why."""
-        found = {ObjectKey(_BLOCK_NAMES, _block_text(it)): self._no_room("blocks") for it in self._unplaced_blocks}
+        found = {ObjectKey(BLOCKS, _block_text(it)): self._no_room("blocks") for it in self._unplaced_blocks}
         for address in self._unplaced:
             if pod := self._model.owner(address):
                 found[pod.key] = self._no_room("identities")
@@ -110,7 +113,14 @@ class PolicyPlanner:
                 found[key] = self._no_room("subjects")
             elif number in self._failing:
                 found[key] = self._no_room("policy")
+            elif number in self._misled:
+                found[key] = self._no_room("blocks")
         return found
+
+    @property
+    def lacks_subjects(self) -> bool:
+        """Whether there is a pod of this node for which ``subjects`` has no room."""
+        return not self._local.keys() <= self._subjects.keys()
 
     def plan(self) -> PolicyPlan:
         """Plan the next step; nothing before every kind has been listed, and nothing once all is as it should be."""
@@ -171,7 +181,7 @@ class PolicyPlanner:
     @property
     def _is_behind(self) -> bool:
         """Whether addresses changed hands, or something may find the room now that it lacked."""
-        return bool(self._dirty or self._unplaced or self._unplaced_blocks or self._failing)
+        return bool(self._dirty or self._unplaced or self._unplaced_blocks or self._failing or self.lacks_subjects)
 
     def _settle(self, plan: PolicyPlan | None = None, kept: Mapping[Row, Columns] | None = None) -> PolicyPlan:
         """Plan what the rows have come to; ``kept``: what else is needed until addresses have changed hands."""
@@ -185,6 +195,7 @@ class PolicyPlanner:
             self._rows.forget_peers(vacated)
         final = self._rows.columns()
         self._failing = self._table.plan({**(kept or {}), **final, **during}, final, plan)
+        self._misled = self._rows.subjects_about(self._unplaced_prefixes())
         for number in vacated & self._identities.names.keys():
             self._identities.forget(number)
         self._plan_subjects(plan)
@@ -257,6 +268,13 @@ class PolicyPlanner:
             self._let_go(before)
         plan.bumps_generation = plan.bumps_generation or bool(plan.blocks or plan.removed_blocks)
 
+    def _unplaced_prefixes(self) -> set[Prefix]:
+        """List the blocks that policies look at for which there is no room."""
+        unplaced = {Prefix(address, bits) for bits, address in map(_bits_of, self._unplaced_blocks)}
+        if ALL_IPV4 in unplaced:  # it says where wider ranges end
+            unplaced.update(block for block in self._interests.blocks if block.bits < ALL_IPV4.bits)
+        return unplaced
+
     def _plan_subjects(self, plan: PolicyPlan) -> None:
         for address in sorted(self._subjects.keys() - self._local.keys()):
             plan.removed_subjects.append(address)
@@ -264,7 +282,8 @@ class PolicyPlanner:
             self._since.pop(address, None)
             self._places.pop(address, None)
         for address, (_, number) in sorted(self._local.items()):
-            flags = self._rows.flags(number) | (self._overflow if number in self._failing else 0)
+            fails = number in self._failing or number in self._misled
+            flags = self._rows.flags(number) | (self._overflow if fails else 0)
             fields = number, flags, self._since.get(address, 0), self._places.get(address, 0)
             value, before = SUBJECT.packer.pack(*fields), self._subjects.get(address)
             if value == before or (

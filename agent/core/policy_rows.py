@@ -6,7 +6,9 @@ are its peers: those whom a rule means. Everybody else is judged by the column o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from agent.core.abi import PEER_ANY, Direction, SubjectFlag
 from agent.core.identities import Identities, Interest, Selection, interests_of
@@ -23,7 +25,16 @@ from agent.core.policy import (
 )
 from agent.core.policy_model import PolicyName
 from agent.core.policy_plan import Columns
-from agent.core.policy_records import Action, ClusterPolicyRecord, NamedPort, NetworkPolicyRecord, Rule, Tier, TierRule
+from agent.core.policy_records import (
+    Action,
+    ClusterPolicyRecord,
+    NamedPort,
+    NetworkPolicyRecord,
+    Prefix,
+    Rule,
+    Tier,
+    TierRule,
+)
 from agent.core.records import ObjectKey
 from agent.core.selectors import IdentityName, Matcher, matcher_of
 
@@ -288,6 +299,13 @@ class Rows:
             if (subject, direction) in self._rows:
                 flags |= flag
         return flags
+
+    def subjects_about(self, blocks: AbstractSet[Prefix]) -> set[int]:
+        """List the subjects with a policy that looks at one of these blocks."""
+        if not blocks:
+            return set()
+        looking = (policy for policy in self._ordered if not policy.interests.isdisjoint(blocks))
+        return self.subjects.intersection(itertools.chain.from_iterable(policy.subject.numbers for policy in looking))
 
     def concerning(self, subject: int, direction: Direction) -> tuple[Enforced, ...]:
         """List the policies that have a say, in the order they decide."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests.lab import forged, manifests
 from tests.lab.agents import pins
 from tests.lab.manifests import WEB, network_policy
 from tests.lab.polling import until
-from tests.lab.traffic import RemoteError, churning
+from tests.lab.traffic import RemoteError, RemoteSocket, churning
 from tests.netns.policies import CLIENTS, MODES, PolicyScene, policy_scene, questions
 from tests.requirements import require_root
 
@@ -341,10 +342,16 @@ def test_a_mode_is_chosen_at_each_start():
             assert store.maps["policy"].info.max_entries == 1
 
         another = shop.scene.node.add_pod("another", 8080)
+        older = {name: opened(shop, name) for name in ("guest", "shopper")}
+        shop.set(ingress({"from": [INN]}))
         agent.config["antiSpoofing"] = False
         switch(shop, "standard")
-        assert shop.answered(ALL) == HOST
+        assert shop.answered(ALL) == only(("guest",))
         assert host.ask("tcp", another.v4, 8080).name == "another"
+        assert [sock.ask() for sock in older["guest"]] == ["web-1"] * 4, "what is allowed goes on"
+        for sock in older["shopper"]:
+            with pytest.raises(RemoteError, match="timeout"):
+                sock.ask()
         assert_anybody_may_speak_for_others(shop)
 
         agent.stop()
@@ -352,6 +359,17 @@ def test_a_mode_is_chosen_at_each_start():
         assert not agent.bpffs.exists() or pins(agent.bpffs) == []
         assert not agent.state_dir.exists()
         assert shop.answered(ALL) == ALL
+
+
+def opened(shop: PolicyScene, name: str) -> list[RemoteSocket]:
+    """Open connections to the server, in each family and two protocols."""
+    client, made = shop.clients[name], []
+    for (family, address), protocol in product(zip((4, 6), shop.web.addresses, strict=True), ("tcp", "udp")):
+        made.append(client.open(protocol, family))
+        made[-1].connect(address, 8080)
+        assert made[-1].ask() == "web-1"
+        client.call(made[-1]._number, "settimeout", 0.5)
+    return made
 
 
 def assert_anybody_may_speak_for_others(shop: PolicyScene) -> None:

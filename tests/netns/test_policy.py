@@ -256,6 +256,35 @@ def test_a_restart_keeps_verdicts_and_connections(shop):
 
 
 @IN_ONE_MODE
+@pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
+def test_an_error_about_what_is_allowed_comes_back(shop, family):
+    """To a pod that nobody may ask: from a server at whose port nobody listens, and from nobody else."""
+    address = shop.web.addresses[family]
+    closed = {"port": 8099, "protocol": "UDP"}
+    shop.set(ingress(app="shopper", name="none"), egress({"ports": [closed]}))
+    asked = questions(["shopper"], ["udp"])
+    shop.wait_for(set(), asked)
+
+    assert shop.clients["shopper"].ask("udp", address, 8099, 2).error == "ECONNREFUSED"
+    assert shop.clients["shopper"].is_unanswered("udp", address, 8098)
+
+
+@IN_ONE_MODE
+def test_a_pod_is_told_of_what_it_may_not_begin_where_that_is_set(shop):
+    """By a reset or an ICMP error; who may not come in is never told."""
+    restart(shop, policyAnswer="reject")
+    try:
+        shop.set(egress(), ingress({"from": [SHOPPER]}))
+        shop.wait_for(HOST, ALL)
+        for address in shop.web.addresses:
+            assert shop.clients["shopper"].ask("tcp", address, 8080, 2).error == "ECONNREFUSED"
+            assert shop.clients["shopper"].ask("udp", address, 8080, 2).error not in ("", "timeout")
+            assert shop.clients["guest"].is_unanswered("tcp", address, 8080)
+    finally:
+        restart(shop, policyAnswer="drop")
+
+
+@IN_ONE_MODE
 def test_what_changed_meanwhile_is_enforced_by_the_next_agent(shop):
     shop.set(ingress({"from": [SHOPPER]}))
     shop.wait_for(only(("shopper",)), ALL)
@@ -385,6 +414,11 @@ def assert_anybody_may_speak_for_others(shop: PolicyScene) -> None:
 
 def switch(shop: PolicyScene, mode: str) -> None:
     """Restart the agent in another mode."""
+    restart(shop, networkPolicy=mode)
+
+
+def restart(shop: PolicyScene, **config: Any) -> None:
+    """Restart the agent with other settings."""
     shop.agent.stop()
-    shop.agent.config["networkPolicy"] = mode
+    shop.agent.config |= config
     shop.agent.start().wait()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from agent.core.abi import ADDRESS_RANGE, PEER_WORLD, U32
 from agent.core.addresses import AddressRange
-from agent.core.identities import Identities, Interest, Interests
+from agent.core.identities import ALL_IPV4, Identities, Interest, Interests
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicyPlan, PolicySizes, PolicyState
 from agent.core.policy_records import PodRecord, Prefix
@@ -79,6 +79,13 @@ class Naming:
             return number
         block = self._interests.block_of(address)
         return PEER_WORLD if block is None else self.blocks.get(_block_key(block), PEER_WORLD)
+
+    def unplaced_prefixes(self) -> set[Prefix]:
+        """List the blocks that policies look at for which there is no room."""
+        unplaced = {Prefix(address, bits) for bits, address in map(_bits_of, self.unplaced_blocks)}
+        if ALL_IPV4 in unplaced:  # it says where wider ranges end
+            unplaced.update(block for block in self._interests.blocks if block.bits < ALL_IPV4.bits)
+        return unplaced
 
     def _share(self) -> set[bytes]:
         """Have numbers mean what most of their addresses are to be called; returns those that others are called.

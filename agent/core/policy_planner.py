@@ -25,8 +25,9 @@ from agent.core.selectors import WORLD, IdentityName
 from agent.core.subjects import Subjects
 from agent.errors import CapacityError
 
-__all__ = ["Numbers", "PolicyPlan", "PolicyPlanner", "PolicySizes", "PolicyState"]
-_BLOCK_NAMES = "IPBlock"
+__all__ = ["BLOCKS", "Numbers", "PolicyPlan", "PolicyPlanner", "PolicySizes", "PolicyState"]
+BLOCKS = "IPBlock"
+"""What stands in a namespace's place where it is a block that does not fit, and no pod."""
 
 
 class PolicyPlanner:
@@ -59,6 +60,8 @@ class PolicyPlanner:
         self._rows = Rows(self._identities, self._rules)
         self._pending: set[PolicyName] = set()
         self._failing: set[int] = set()
+        self._misled: set[int] = set()
+        """Subjects with a policy about a block for which there is no room."""
 
     @property
     def numbers(self) -> Numbers:
@@ -89,9 +92,7 @@ class PolicyPlanner:
     @property
     def degraded(self) -> dict[ObjectKey, str]:
         """Say which pods' policy, and which blocks, do not fit, and why."""
-        found = {
-            ObjectKey(_BLOCK_NAMES, block_text(it)): self._no_room("blocks") for it in self._naming.unplaced_blocks
-        }
+        found = {ObjectKey(BLOCKS, block_text(it)): self._no_room("blocks") for it in self._naming.unplaced_blocks}
         for address in self._naming.unplaced:
             if pod := self._model.owner(address):
                 found[pod.key] = self._no_room("identities")
@@ -100,7 +101,14 @@ class PolicyPlanner:
                 found[key] = self._no_room("subjects")
             elif number in self._failing:
                 found[key] = self._no_room("policy")
+            elif number in self._misled:
+                found[key] = self._no_room("blocks")
         return found
+
+    @property
+    def lacks_subjects(self) -> bool:
+        """Whether there is a pod of this node for which ``subjects`` has no room."""
+        return self._subjects.lacks_room
 
     def plan(self) -> PolicyPlan:
         """Plan the next step; nothing before every kind has been listed, and nothing once all is as it should be."""
@@ -139,7 +147,7 @@ class PolicyPlanner:
         for policy in self._pending:
             if record := self._model.policies.get(policy):
                 wanted |= policy_interests(record)
-        if self._naming.looks_at(wanted) and not (self._naming.is_behind or self._failing):
+        if self._naming.looks_at(wanted) and not (self._naming.is_behind or self._failing or self.lacks_subjects):
             return plan
         was_called = dict(self._naming.addresses) if before else {}
         self._rows.add_peers(self._naming.rename(wanted, plan))
@@ -157,6 +165,7 @@ class PolicyPlanner:
             self._rows.forget_peers(vacated)
         final = self._rows.columns()
         self._failing = self._table.plan({**(kept or {}), **final, **during}, final, plan)
+        self._misled = self._rows.subjects_about(self._naming.unplaced_prefixes())
         for number in vacated & self._identities.names.keys():
             self._identities.forget(number)
         self._subjects.plan(self._flags, plan)
@@ -166,7 +175,8 @@ class PolicyPlanner:
         return plan
 
     def _flags(self, number: int) -> int:
-        return self._rows.flags(number) | (self._overflow if number in self._failing else 0)
+        fails = number in self._failing or number in self._misled
+        return self._rows.flags(number) | (self._overflow if fails else 0)
 
     def place(self, devices: Mapping[bytes, int]) -> PolicyPlan:
         """Plan what subjects are to say of the devices that their pods are behind; no verdict changes by it."""

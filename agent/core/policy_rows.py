@@ -6,6 +6,7 @@ are its peers: those whom a rule means. Everybody else is judged by the column o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -15,7 +16,7 @@ from agent.core.identities import Identities, Interest
 from agent.core.policy import BASELINE, NETWORK, Entries, flatten
 from agent.core.policy_model import PolicyName
 from agent.core.policy_plan import Columns
-from agent.core.policy_records import NamedPort
+from agent.core.policy_records import NamedPort, Prefix
 from agent.core.selectors import IdentityName
 
 _FLAGS = {Direction.INGRESS: SubjectFlag.INGRESS, Direction.EGRESS: SubjectFlag.EGRESS}
@@ -142,6 +143,13 @@ class Rows:
             if (subject, direction) in self._rows:
                 flags |= flag
         return flags
+
+    def subjects_about(self, blocks: AbstractSet[Prefix]) -> set[int]:
+        """List the subjects with a policy that looks at one of these blocks."""
+        if not blocks:
+            return set()
+        looking = (policy for policy in self._ordered if not policy.interests.isdisjoint(blocks))
+        return self.subjects.intersection(itertools.chain.from_iterable(policy.subject.numbers for policy in looking))
 
     def concerning(self, subject: int, direction: Direction) -> tuple[Enforced, ...]:
         """List the policies that have a say, in the order they decide."""

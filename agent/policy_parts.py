@@ -13,7 +13,8 @@ from agent.core.policy_plan import PolicySizes
 from agent.core.records import ObjectKey
 from agent.kernel.connections import ConnectionSweep
 from agent.kernel.dataplane import Dataplane, layouts
-from agent.kernel.netlink import Netlink, ask_device
+from agent.kernel.neighbours import ask_device, solicit
+from agent.kernel.netlink import Netlink
 from agent.kernel.node_maps import NodeMaps
 from agent.kernel.pod_devices import PodDevices
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
@@ -33,12 +34,16 @@ def make_policy(
     if dataplane.is_migrating:
         maps.adopt(directory for directory in layouts(dataplane.root) if directory != dataplane.directory)
     maps.open(_switches(config))
-    ask = functools.partial(ask_device, Netlink())
+    netlink = Netlink()
+    found = dict(store.maps["pod_devices"].items())
+    devices = PodDevices(
+        NodeMaps(store), found, functools.partial(ask_device, netlink), functools.partial(solicit, netlink)
+    )
     sync = PolicySync(
         PolicyModel(config.node_name, read_policies(config.state_dir)),
         maps,
         NumberFile(config.state_dir),
-        PodDevices(NodeMaps(store), dict(store.maps["pod_devices"].items()), ask),
+        devices,
         ConnectionSweep(
             store.maps["connections"], flow_timeouts(config), functools.partial(metrics.counted, "connections")
         ),

@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -25,11 +25,8 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")
-_DST, _LLADDR, _MASTER = 1, 2, 9  # NDA_*
-_UNICAST = 1
-_MATCHED_ENTRY = 0x2000  # RTM_F_FIB_MATCH: the route itself, not what it says of one address
+ROUTE = struct.Struct("=BBBBBBBBI")
+"""``struct rtmsg``."""
 _ERROR, _DONE = 2, 3
 _REQUEST, _ACK, _ECHO, _ROOT_AND_MATCH = 0x1, 0x4, 0x8, 0x300
 _INTERRUPTED = 0x10
@@ -67,7 +64,7 @@ class Kind(IntEnum):
     GET_FILTER = 46
 
 
-# RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE.
+# RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6ROUTE.
 GROUPS = sum(1 << (group - 1) for group in (1, 5, 7, 9, 11))
 
 
@@ -232,50 +229,15 @@ def _local_address(body: bytes) -> LocalAddress:
 def _sources(netlink: Netlink) -> Iterator[bytes]:
     for target in _ELSEWHERE:
         family = socket.AF_INET if len(target) == 4 else socket.AF_INET6
-        request = _ROUTE.pack(family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0) + pack_attribute(1, target)
+        request = ROUTE.pack(family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0) + pack_attribute(1, target)
         with contextlib.suppress(OSError):  # there is no such route
-            source = unpack_attributes(netlink.ask(Kind.GET_ROUTE, request).body[_ROUTE.size :]).get(7)
+            source = unpack_attributes(netlink.ask(Kind.GET_ROUTE, request).body[ROUTE.size :]).get(7)
             if source:
                 yield _widen(source)
 
 
 def _widen(address: bytes) -> bytes:
     return IPV4_PREFIX + address if len(address) == 4 else address
-
-
-def ask_device(netlink: Netlink, address: bytes, bridges: Container[int]) -> tuple[int, bool] | None:
-    """Find which device leads to one address and nowhere else, and whether that was configured rather than learned.
-
-    A route to the address alone says so; behind a bridge, what answered for the address there. None = nothing does.
-    """
-    narrow = address[12:] if address.startswith(IPV4_PREFIX) else address
-    family = socket.AF_INET if len(narrow) == 4 else socket.AF_INET6
-    bits = len(narrow) * 8
-    request = _ROUTE.pack(family, bits, 0, 0, 0, 0, 0, 0, _MATCHED_ENTRY) + pack_attribute(1, narrow)
-    try:
-        route = netlink.ask(Kind.GET_ROUTE, request).body
-        found = unpack_attributes(route[_ROUTE.size :])
-        device = number(found.get(4, b""))  # RTA_OIF
-        if route[7] != _UNICAST or 5 in found or not device:  # RTA_GATEWAY
-            return None
-        if route[1] == bits and device not in bridges:
-            return device, True
-        return (_ask_port(netlink, family, narrow, device), False) if device in bridges else None
-    except OSError:  # there is no such route, neighbour or port
-        return None
-
-
-def _ask_port(netlink: Netlink, family: int, address: bytes, bridge: int) -> int:
-    """Find the port of a bridge that a neighbour was last heard at. Raises: OSError; ENOENT = it was not."""
-    request = _NEIGHBOUR.pack(family, bridge, 0, 0, 0) + pack_attribute(_DST, address)
-    neighbour = netlink.ask(Kind.GET_NEIGHBOUR, request).body
-    hardware = unpack_attributes(neighbour[_NEIGHBOUR.size :]).get(_LLADDR)
-    if hardware is None:
-        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-    request = _NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0) + pack_attribute(_LLADDR, hardware)
-    request += pack_attribute(_MASTER, struct.pack("=I", bridge))
-    port: int = _NEIGHBOUR.unpack_from(netlink.ask(Kind.GET_NEIGHBOUR, request).body)[1]
-    return port
 
 
 def open_loopback() -> tuple[str, ...]:

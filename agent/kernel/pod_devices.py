@@ -1,8 +1,8 @@
 """Behind which device each of this node's pods is, as far as that can be told without entering the pod.
 
-A route to the pod's address alone tells (point-to-point devices); behind a bridge, where the pod was last heard. What
-is known stays known while the pod and the device exist: a pod that speaks in the name of another does not take its
-place.
+A route to the pod's address alone tells (point-to-point devices); behind a bridge, where the pod was last heard. Pods
+may never speak to the node, so the kernel is made to ask for those that are not known, until they are. What is known
+stays known while the pod and the device exist: a pod that speaks in the name of another does not take its place.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from agent.core.records import ADDRESS_SIZE
 from agent.kernel.node_maps import NodeMaps
 
 POD_KIND = "veth"
-_RETRY_FLOOR_S, _RETRY_CEILING_S = 0.25, 10.0
+# A pod answers within a millisecond; it is not there yet, or its bridge's port does not forward yet, for longer.
+_RETRY_FLOOR_S, _RETRY_CEILING_S = 0.1, 5.0
 
 Ask = Callable[[bytes, Container[int]], tuple[int, bool] | None]
-"""Finds the device of an address, given the bridges, and whether it was configured (``netlink.ask_device``)."""
+"""Finds the device of an address, given the bridges, and whether it was configured (``ask_device``)."""
+Solicit = Callable[[bytes, Container[int]], None]
+"""Makes the kernel find the device of an address out, given the bridges (``solicit``)."""
 
 
 def pack_pod_device(addresses: Collection[bytes]) -> bytes:
@@ -38,13 +41,14 @@ class PodDevices:
     ``missing`` counts the pods whose device is not known.
     """
 
-    def __init__(self, maps: NodeMaps, found: Mapping[bytes, bytes], ask: Ask) -> None:
+    def __init__(self, maps: NodeMaps, found: Mapping[bytes, bytes], ask: Ask, solicit: Solicit) -> None:
         """``found``: what the map holds, of a former agent."""
         self.missing = 0
         self.due_at = math.inf
         """When those that are missing are looked for again, in monotonic seconds."""
         self._maps = maps
         self._ask = ask
+        self._solicit = solicit
         self._known = {value: U32.packer.unpack(key)[0] for key, value in found.items()}
         self._retry_s = _RETRY_FLOOR_S
 
@@ -82,9 +86,12 @@ class PodDevices:
         uses = Tally(claimed.values())
         self._known = {value: device for value, device in claimed.items() if uses[device] == 1}
         self._maps.write("pod_devices", {U32.packer.pack(device): value for value, device in self._known.items()})
-        self.missing = len(by_value) - len(self._known)
+        missing = by_value.keys() - self._known.keys()
+        for address in (address for value in missing for address in by_value[value]):
+            self._solicit(address, bridges)
+        self.missing = len(missing)
         self._retry_s = _RETRY_FLOOR_S if is_new else min(2 * self._retry_s, _RETRY_CEILING_S)
-        self.due_at = now + self._retry_s if self.missing else math.inf
+        self.due_at = now + self._retry_s if missing else math.inf
 
     def _locate(
         self, addresses: Collection[bytes], devices: Container[int], bridges: Container[int]

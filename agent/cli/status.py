@@ -109,7 +109,7 @@ def _subjects(policy: dict[str, Any]) -> str:
     """Say what there is of this node's pods, and what does not fit."""
     said = ("isolated_pods", "isolated"), ("unplaced_pods", "behind unknown devices")
     counted = _counted(policy, "local_pods", *said)
-    return counted + (f"; {len(policy['degraded'])} pods or blocks do not fit" if policy["degraded"] else "")
+    return counted + (f"; not fitting: {len(policy['degraded'])}" if policy["degraded"] else "")
 
 
 def _counted(counts: dict[str, Any], whole: str, *parts: tuple[str, str]) -> str:

@@ -67,7 +67,7 @@ class LiveMetrics:
         reconciler, model = self._reconciler, self._reconciler.model
         for name, text, value in (
             ("ebproxy_services", "Services known", len(model.services)),
-            ("ebproxy_malformed_objects_current", "Objects that cannot be read, or not all", len(model.malformed)),
+            ("ebproxy_malformed_objects_current", "Objects that cannot be read, or not all", self._malformed()),
             ("ebproxy_degraded_service_ports", "Service ports not as desired", len(reconciler.planner.degraded)),
             ("ebproxy_settled", "Whether everything listed is programmed", float(reconciler.is_settled.is_set())),
             ("ebproxy_health_check_servers", "Sockets for health check node ports", self._health_checks.serving),
@@ -80,3 +80,9 @@ class LiveMetrics:
             ),
         ):
             yield from meter.gauge(name, text, {"": value})
+
+    def _malformed(self) -> int:
+        """Count objects with a fault, by lengths alone, which need no lock."""
+        policy = self._reconciler.policy
+        count = len(self._reconciler.model.malformed)
+        return count if policy is None else count + len(policy.model.malformed) + len(policy.model.left_out)

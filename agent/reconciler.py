@@ -197,7 +197,7 @@ class Reconciler:
             record = item.record
             self._taken[record.kind] += 1
             if item.left_out:
-                self._tell_left_out(item)
+                self._tell_left_out(item, "; it is left out")
             if isinstance(record, SliceRecord) and record.changed_at:
                 self._triggers.append(record.changed_at)
         elif isinstance(item, Delete):
@@ -215,17 +215,20 @@ class Reconciler:
         self._has_news = True
         self.model.apply(item)
 
-    def _tell_left_out(self, item: Upsert) -> None:
+    def _tell_left_out(self, item: Upsert, outcome: str = "") -> None:
         record = item.record
         self._metrics.malformed(record.kind)
         for field, reason in item.left_out:
-            log.warning("%s %s: %s: %s; it is left out", record.kind, record.key, field, reason)
+            log.warning("%s %s: %s: %s%s", record.kind, record.key, field, reason, outcome)
 
     def _take_policy(self, received: _Received) -> None:
         assert self.policy is not None  # noqa: S101 - else nothing is received as such
-        if isinstance(received.event, Malformed):
-            self._tell_malformed(received.event)
-        self.policy.take(received.event, received.at)
+        event = received.event
+        if isinstance(event, Malformed):
+            self._tell_malformed(event)
+        elif isinstance(event, Upsert) and event.left_out:
+            self._tell_left_out(event)
+        self.policy.take(event, received.at)
 
     def _tell_malformed(self, event: Malformed) -> None:
         self._metrics.malformed(event.kind)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import agent
 from agent.config import Config
+from agent.core.abi import Direction
 from agent.reconciler import Reconciler
 
 if TYPE_CHECKING:
+    from agent.core.policy_model import PolicyModel
     from agent.policy_sync import PolicySync
 
 
@@ -43,7 +45,8 @@ def _status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> d
             {"kind": kind.value, "name": str(key), "field": fault.field, "reason": fault.reason}
             for it in models
             for (kind, key), fault in sorted(it.malformed.items())
-        ],
+        ]
+        + (_left_out(policy.model) if policy is not None else []),
         "socket_lb": config.socket_lb,
         "cgroup": str(dataplane.options.cgroup or ""),
         "layout": dataplane.layout,
@@ -58,16 +61,31 @@ def _status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> d
     }
 
 
+def _left_out(model: PolicyModel) -> list[dict[str, str]]:
+    """Say what of policies that are in force is not understood, a line for each field."""
+    return [
+        {"kind": kind.value, "name": str(key), "field": fault.field, "reason": fault.reason}
+        for (kind, key), faults in sorted(model.left_out.items())
+        for fault in faults
+    ]
+
+
 def _policy(config: Config, policy: PolicySync) -> dict[str, Any]:
     facts, counts, sizes = policy.facts(), policy.planner.entry_counts, config.map_sizes
+    subjects, model = policy.planner.subject_pods().values(), policy.model
+    isolated = {key for key, number in subjects if any(policy.planner.isolating(number, it) for it in Direction)}
     return {
         "mode": config.network_policy.value,
         "is_settled": facts.is_settled,
         "revision": facts.revision,
         "identities": facts.identities,
-        "policies": len(policy.model.policies),
+        "policies": len(model.policies),
+        "unread": len(model.malformed),
+        "not_understood": len(model.left_out),
         "rules": facts.rules,
-        "pods": policy.model.pod_count,
+        "pods": model.pod_count,
+        "local_pods": len({key for key, _ in subjects}),
+        "isolated_pods": len(isolated),
         "subjects": facts.subjects,
         "unplaced_pods": facts.unplaced,
         "degraded": [{"pod": str(key), "reason": reason} for key, reason in sorted(policy.degraded.items())],

@@ -67,8 +67,17 @@ def _row(policy: dict[str, Any]) -> tuple[object, ...]:
         directions,
         len(policy["rules"]),
         pods,
-        policy["fault"] or "-",
+        "; ".join(_faults(policy)) or "-",
     )
+
+
+def _faults(policy: dict[str, Any]) -> list[str]:
+    missing = (f"not in force: {text}" for text in policy["not_enforced"])
+    return [*filter(None, (policy["fault"],)), *policy["not_understood"], *missing]
+
+
+def _action(rule: dict[str, Any]) -> str:
+    return str(rule["action"]) + ("" if rule["is_understood"] else ", for it is not understood")
 
 
 def _show(policy: dict[str, Any]) -> None:
@@ -81,9 +90,11 @@ def _show(policy: dict[str, Any]) -> None:
     ]
     if policy["fault"]:
         rows += [("fault", policy["fault"]), ("in force", _IN_FORCE[policy["in_force"]])]
+    rows += [("fault", text) for text in policy["not_understood"]]
+    rows += [("not in force", text) for text in policy["not_enforced"]]
     print_table(("what", "value"), rows)
     rules = [
-        (f"{rule['direction']} {rule['index']}", rule["name"] or "-", rule["action"], peer, " ".join(rule["ports"]))
+        (f"{rule['direction']} {rule['index']}", rule["name"] or "-", _action(rule), peer, " ".join(rule["ports"]))
         for rule in policy["rules"]
         for peer in rule["peers"]
     ]

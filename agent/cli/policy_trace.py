@@ -10,7 +10,7 @@ from agent.cli.decision import Client, Outcome
 from agent.cli.policy_decision import DENY, NOT_ENFORCED, UNKNOWN, Answer, Connection, PolicyMaps, explainer
 from agent.core.abi import Direction, FrontendKey
 from agent.core.addresses import format_endpoint, parse_address
-from agent.errors import AgentUnreachable
+from agent.errors import AgentUnreachable, EbproxyError
 from agent.kernel.maps import MapStore
 from agent.observe.control import ask
 from agent.observe.facts import Facts
@@ -45,7 +45,9 @@ class PolicyTrace:
         answers = {end: self._both(_parse(end), target.protocol, client) for end in ends}
         verdicts = {side: _combined({end: found[side] for end, found in answers.items()}) for side in _BOTH}
         denied = {end for end, found in answers.items() if DENY in {answer.verdict for answer in found.values()}}
-        if len(denied) == len(ends):
+        if _is_nobody(client):
+            outcome = replace(outcome, reason=f"{outcome.reason}; what policy says is not known")
+        elif len(denied) == len(ends):
             outcome = self._denied(outcome, verdicts)
         elif denied:
             outcome = replace(outcome, reason=f"{outcome.reason}; policy denies {len(denied)} of {len(ends)}")
@@ -53,7 +55,7 @@ class PolicyTrace:
 
     def _both(self, backend: tuple[bytes, int], protocol: int, client: Client) -> dict[Direction, Answer]:
         address, port = backend
-        if client.address is None and client.origin == "pod":
+        if _is_nobody(client):
             return dict.fromkeys(_BOTH, _NOBODY)
         return {side: self._maps.judge(Connection(client.address, address, protocol, port), side) for side in _BOTH}
 
@@ -66,20 +68,35 @@ class PolicyTrace:
         return replace(outcome, verdict="reject" if is_told else "drop", reason=reason, source_nat=False)
 
 
+def _is_nobody(client: Client) -> bool:
+    """Tell whether it is a pod that was named while nobody could say which address it has."""
+    return client.address is None and client.origin == "pod"
+
+
 def is_enforced(facts: Facts) -> bool:
     """Tell whether policy is on, of the agent that runs or ran last."""
     return facts.network_policy != "off"
 
 
 def address_of_pod(state_dir: Path, pod: str, facts: Facts, *, is_ipv4: bool) -> bytes | None:
-    """Ask the agent for a pod's address of a family; None where nobody knows it, or needs to."""
+    """Ask the agent for a pod's address of a family; None where there is nobody to ask, or no need to.
+
+    Raises: EbproxyError, where there is no such pod, or it has no such address.
+    """
     if not is_enforced(facts):
         return None
     try:
-        found: list[str] = ask(state_dir, "pod_addresses", pod=pod)
+        found: list[str] | None = ask(state_dir, "pod_addresses", pod=pod)
     except AgentUnreachable:
         return None
-    return next((parse_address(text) for text in found if (":" not in text) == is_ipv4), None)
+    if found is None:
+        message = f"pod {pod} is not known; `ebproxy endpoint list` shows those of this node"
+        raise EbproxyError(message)
+    addresses = [parse_address(text) for text in found if (":" not in text) == is_ipv4]
+    if not addresses:
+        reason = "it has none yet, has ended, or uses its node's network (then `--from host` on that node)"
+        raise EbproxyError(f"pod {pod} has no IPv{4 if is_ipv4 else 6} address: {reason}")
+    return addresses[0]
 
 
 def _combined(answers: dict[str, Answer]) -> Answer:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         required=True,
         metavar="ADDRESS|NAMESPACE/POD|host",
-        help="where it starts; a pod's name is not looked up and stands for any pod of this node",
+        help="where it starts; without policy a pod's name is not looked up and stands for any pod of this node",
     )
     parser.add_argument("--to", dest="target", required=True, metavar="ADDRESS:PORT", help="[v6]:PORT for IPv6")
     parser.add_argument("--proto", choices=[p.name.lower() for p in Protocol], default="tcp", help="default tcp")

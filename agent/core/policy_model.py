@@ -22,6 +22,7 @@ from agent.core.records import (
     POLICY_KINDS,
     Delete,
     Event,
+    Fault,
     Kind,
     ListEnded,
     ListStarted,
@@ -56,6 +57,8 @@ class PolicyModel:
         self.unkept_policies: set[PolicyName] = set()
         """Policies that changed since they were last written down, by whoever does."""
         self.malformed: dict[tuple[Kind, ObjectKey], Malformed] = {}
+        self.left_out: dict[PolicyName, tuple[Fault, ...]] = {}
+        """What is not understood of objects that are in force otherwise; none of them is malformed."""
         self.unsynced: set[Kind] = set(POLICY_KINDS)
         self.incomplete: set[Kind] = set()
         """Kinds of whose latest list a part could not be read: what is missing may well exist."""
@@ -75,7 +78,7 @@ class PolicyModel:
         """Take in one event; those of other kinds are left alone."""
         match event:
             case Upsert(PodRecord() | NamespaceRecord() | NetworkPolicyRecord() | ClusterPolicyRecord() as record):
-                self.malformed.pop((record.kind, record.key), None)
+                self._note_left_out(record.kind, record.key, event.left_out)
                 self._mention(record.kind, record.key)
                 self._put(record)
             case Delete(kind, key) if kind in POLICY_KINDS:
@@ -85,6 +88,7 @@ class PolicyModel:
                 self._remove(kind, key)
             case Malformed(kind, key) if kind in POLICY_KINDS:
                 self.malformed[kind, key] = event
+                self.left_out.pop((kind, key), None)
                 self._mention(kind, key)
                 self._put_partial(event)
             case ListStarted(kind) if kind in POLICY_KINDS:
@@ -110,6 +114,13 @@ class PolicyModel:
         addresses, policies = self.dirty_addresses, self.dirty_policies
         self.dirty_addresses, self.dirty_policies = set(), set()
         return addresses, policies
+
+    def _note_left_out(self, kind: Kind, key: ObjectKey, left_out: tuple[Fault, ...]) -> None:
+        """Forget what was wrong with an object, and note what of its latest version is not understood."""
+        self.malformed.pop((kind, key), None)
+        self.left_out.pop((kind, key), None)
+        if left_out:
+            self.left_out[kind, key] = left_out
 
     def _mention(self, kind: Kind, key: ObjectKey) -> None:
         if kind in self._mentioned:
@@ -208,6 +219,7 @@ class PolicyModel:
             case Kind.NAMESPACE:
                 self._put_namespace(key.name, ())
             case _:
+                self.left_out.pop((kind, key), None)
                 if self.policies.pop((kind, key), None):
                     self._touch((kind, key))
 

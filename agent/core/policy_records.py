@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import msgspec
 
-from agent.core.records import Kind, ObjectKey, Protocol
+from agent.core.records import Fault, Kind, ObjectKey, Protocol
 
 Labels = tuple[tuple[str, str], ...]
 """Keys and values, sorted by key."""
@@ -153,16 +153,21 @@ class Action(enum.StrEnum):
     PASS = "Pass"  # noqa: S105 - no password
 
 
+_CLOSED = {Action.ACCEPT: "accepts nobody", Action.DENY: "denies everybody"}
+
+
 class TierRule(msgspec.Struct, frozen=True, gc=False):
     """One rule of a ClusterNetworkPolicy. ``name`` may be empty.
 
     A rule that could not be read, or with a peer or protocol that could not be understood: an ACCEPT has no peers, a
-    DENY or PASS is a DENY of everybody. Source: ClusterNetworkPolicyIngressPeer, "fail closed".
+    DENY or PASS is a DENY of everybody. Source: ClusterNetworkPolicyIngressPeer, "fail closed". ``unknown`` is the
+    field of what was not understood.
     """
 
     action: Action
     rule: Rule
     name: str = ""
+    unknown: str = ""
 
 
 class ClusterPolicyRecord(msgspec.Struct, frozen=True, gc=False):
@@ -181,6 +186,17 @@ class ClusterPolicyRecord(msgspec.Struct, frozen=True, gc=False):
     is_partial: bool = False
 
     kind: ClassVar[Kind] = Kind.CLUSTER_NETWORK_POLICY
+
+
+def not_understood(record: ClusterPolicyRecord) -> tuple[Fault, ...]:
+    """Name the parts of a policy that say nothing we know, and what their rules come to."""
+    return tuple(
+        [
+            Fault(rule.unknown, f"not understood, so that the rule {_CLOSED[rule.action]}")
+            for rule in (*record.ingress, *record.egress)
+            if rule.unknown
+        ]
+    )
 
 
 PolicyRecord = PodRecord | NamespaceRecord | NetworkPolicyRecord | ClusterPolicyRecord

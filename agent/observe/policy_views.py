@@ -6,6 +6,7 @@ To be called on the thread that owns model and planner.
 from __future__ import annotations
 
 from collections import Counter as Tally
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent.core.abi import FIRST_IDENTITY, Direction
@@ -15,8 +16,9 @@ from agent.core.policy import KIND_NAMES, NETWORK, RuleName
 from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_planner import PolicyPlanner
 from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord
-from agent.core.records import POLICY_KINDS, Kind, Malformed, ObjectKey
+from agent.core.records import POLICY_KINDS, Fault, Kind, Malformed, ObjectKey
 from agent.core.selectors import IdentityName
+from agent.observe.policy_room import Missing
 from agent.observe.policy_text import (
     action_text,
     identity_document,
@@ -39,17 +41,24 @@ class PolicyViews:
 
     def policies(self) -> list[dict[str, Any]]:
         """List every policy, those that decide first in front; one that cannot be read stands with its fault."""
-        subjects = self._subjects()
+        subjects, missing, degraded = self._subjects(), Missing(self._model, self._planner), self._planner.degraded
         pods = self._planner.subject_pods().values()
         records = sorted(self._model.policies.values(), key=_rank)
         documents = []
         for record in records:
             name = record.kind, record.key
-            meant = {str(key) for key, number in pods if name in subjects.get(number, ())}
-            documents.append(_policy(record, sorted(meant), self._model.malformed.get(name)))
+            meant = sorted({key for key, number in pods if name in subjects.get(number, ())})
+            not_enforced = [f"pod {key}: {degraded[key]}" for key in meant if key in degraded]
+            documents.append(
+                {
+                    **_policy(record, [str(key) for key in meant], self._model.malformed.get(name)),
+                    "not_understood": _left_out(self._model.left_out.get(name, ())),
+                    "not_enforced": not_enforced + (missing.of(record) if meant else []),
+                }
+            )
         unread = {name: fault for name, fault in self._model.malformed.items() if name[0] in _WATCHED}
-        missing = sorted(unread.keys() - self._model.policies.keys())
-        return documents + [_unread(name, unread[name]) for name in missing]
+        unknown = sorted(unread.keys() - self._model.policies.keys())
+        return documents + [_unread(name, unread[name]) for name in unknown]
 
     def identities(self) -> list[dict[str, Any]]:
         """List every identity with what it stands for, and how many addresses of pods have it."""
@@ -63,15 +72,16 @@ class PolicyViews:
         ]
 
     def endpoints(self) -> list[dict[str, Any]]:
-        """List the addresses of this node's pods, and which policies concern them."""
-        subjects, degraded = self._subjects(), self._planner.degraded
+        """List the addresses of this node's pods, which policies concern them, and whether those are in force."""
+        subjects = self._subjects()
+        reasons = self._reasons(subjects)
         return [
             {
                 "pod": str(key),
                 "address": format_address(address),
                 "identity": number,
-                "state": "degraded" if key in degraded else "enforced",
-                "reason": degraded.get(key, ""),
+                "state": "degraded" if reasons[key, number] else "enforced",
+                "reason": reasons[key, number],
                 **{
                     direction.name.lower(): {
                         "isolated_by": [str(it) for it in self._planner.isolating(number, direction)],
@@ -83,11 +93,24 @@ class PolicyViews:
             for address, (key, number) in sorted(self._planner.subject_pods().items(), key=lambda it: (it[1][0], it[0]))
         ]
 
-    def pod_addresses(self, pod: str) -> list[str]:
-        """List the addresses of a pod of any node (``namespace/name``); none where no such pod is known."""
+    def _reasons(self, subjects: Mapping[int, Iterable[PolicyName]]) -> dict[tuple[ObjectKey, int], str]:
+        """Say of each pod why its policy is not wholly in force; nothing where it is."""
+        degraded, missing = self._planner.degraded, Missing(self._model, self._planner)
+        wanting = {
+            name: [f"{_title(name)}, {text}" for text in missing.of(self._model.policies[name])]
+            for name in {name for names in subjects.values() for name in names}
+        }
+        return {
+            (key, number): "; ".join(text for name in subjects[number] for text in wanting[name])
+            or degraded.get(key, "")
+            for key, number in self._planner.subject_pods().values()
+        }
+
+    def pod_addresses(self, pod: str) -> list[str] | None:
+        """List the addresses of a pod of any node (``namespace/name``); None where no such pod is known."""
         namespace, _, name = pod.partition("/")
         found = self._model.pod(ObjectKey(namespace, name))
-        return [format_address(address) for address in found.addresses] if found else []
+        return [format_address(address) for address in found.addresses] if found else None
 
     def explain(self, subject: int, direction: str, rule: int) -> str:
         """Say in words which rule it was, or who isolates; empty where nobody knows any more."""
@@ -150,6 +173,7 @@ def _policy(record: Policy, pods: list[str], fault: Malformed | None) -> dict[st
                 "action": action_text(rule.action) if is_cluster else "allowed",
                 "peers": peers_text(rule.rule),
                 "ports": ports_text(rule.rule),
+                "is_understood": not rule.unknown,
             }
             for direction in Direction
             for index, rule in enumerate(rules_of(record, direction) or ())
@@ -180,7 +204,13 @@ def _unread(name: PolicyName, fault: Malformed) -> dict[str, Any]:
         "rules": [],
         "fault": _fault(fault),
         "in_force": "none",
+        "not_understood": [],
+        "not_enforced": [],
     }
+
+
+def _left_out(faults: tuple[Fault, ...]) -> list[str]:
+    return [f"{fault.field}: {fault.reason}" for fault in faults]
 
 
 def _fault(fault: Malformed | None) -> str:

@@ -23,6 +23,10 @@ from agent.sources.wire_policy import (
 class _Unknown(Exception):
     """A part of a rule says nothing we know: its definition is newer than we are, or what it says is experimental."""
 
+    def __init__(self, field: str) -> None:
+        self.field = field
+        super().__init__(field)
+
 
 def subject(said: TierSubject, field: str) -> tuple[Selector, Selector | None]:
     """Convert whom a policy is about: namespaces, and which of their pods."""
@@ -43,16 +47,16 @@ def tier_rule(said: TierIngressRule | TierEgressRule, field: str, peers: str) ->
         raise fault(f"{field}.{peers}", "empty")
     try:
         body = Rule(_tier_peers(said.peers, f"{field}.{peers}"), _tier_ports(said.protocols, f"{field}.protocols"))
-    except _Unknown:
-        return closed(said.action, said.name or "")
+    except _Unknown as unknown:
+        return closed(said.action, said.name or "", unknown.field)
     return TierRule(said.action, body, said.name or "")
 
 
-def closed(action: Action, name: str) -> TierRule:
+def closed(action: Action, name: str, unknown: str = "") -> TierRule:
     """Make what a rule comes to that is not understood. Source: ClusterNetworkPolicyIngressPeer, "fail closed"."""
     if action is Action.ACCEPT:
-        return TierRule(action, Rule(peers=()), name)
-    return TierRule(Action.DENY, Rule(), name)
+        return TierRule(action, Rule(peers=()), name, unknown)
+    return TierRule(Action.DENY, Rule(), name, unknown)
 
 
 def _tier_peers(said: Sequence[TierSubject], field: str) -> tuple[Peer, ...]:
@@ -66,11 +70,17 @@ def _tier_peer(said: TierSubject, field: str) -> Iterator[Peer]:
     if networks and selected:
         raise fault(field, "more than one of namespaces, pods and networks")
     if not networks and not selected:
-        raise _Unknown
+        raise _Unknown(_experimental(said, field))
     if selected:
         yield Peer(*selected)
     for index, text in enumerate(networks or ()):
         yield Peer(block=block(prefix(text, f"{field}.networks[{index}]")))
+
+
+def _experimental(said: TierSubject, field: str) -> str:
+    """Name what a peer says as precisely as is known; of a field that is newer than we are, the peer is."""
+    names = [("nodes", said.nodes)] + ([("domainNames", said.domain_names)] if isinstance(said, TierPeer) else [])
+    return next((f"{field}.{name}" for name, value in names if value is not None), field)
 
 
 def _tier_selectors(said: TierSubject, field: str) -> tuple[Selector, Selector | None] | None:
@@ -104,7 +114,7 @@ def _tier_protocol(said: TierProtocols, field: str) -> Iterator[PortRange]:
     if len(given) + bool(name) > 1:
         raise fault(field, "more than one of tcp, udp, sctp and destinationNamedPort")
     if not given and not name:
-        raise _Unknown
+        raise _Unknown(field)
     if name:
         port_name(name, f"{field}.destinationNamedPort")
         yield from (PortRange(protocol, name=intern(name)) for protocol in Protocol)
@@ -121,7 +131,7 @@ def _numbers(said: WirePort, field: str) -> tuple[int, int]:
     if said.number is not None:
         return said.number, said.number
     if said.range is None:
-        raise _Unknown
+        raise _Unknown(field)
     if said.range.end < said.range.start:
         raise fault(f"{field}.range.end", f"{said.range.end} is less than start, {said.range.start}")
     return said.range.start, said.range.end

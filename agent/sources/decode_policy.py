@@ -17,6 +17,7 @@ from agent.core.policy_records import (
     NamespaceRecord,
     NetworkPolicyRecord,
     PodRecord,
+    not_understood,
 )
 from agent.core.records import Kind, ObjectKey, Upsert
 from agent.sources import convert_policy as convert
@@ -106,7 +107,7 @@ class _Records:
             tiers.rules(spec.ingress or (), "spec.ingress", "from"),
             tiers.rules(spec.egress or (), "spec.egress", "to"),
         )
-        return Upsert(record)
+        return Upsert(record, not_understood(record))
 
     def _make_labels(self, labels: Labels) -> Labels:
         word = self._word

@@ -161,16 +161,18 @@ class NamespacedPods(Wire, frozen=True):
 
 
 class TierSubject(Wire, frozen=True):
-    """Whom a ClusterNetworkPolicy is about."""
+    """Whom a ClusterNetworkPolicy is about, or one of from; ``nodes`` is experimental, and only to be named."""
 
     namespaces: LabelSelector | None = None
     pods: NamespacedPods | None = None
+    nodes: object = None
 
 
 class TierPeer(TierSubject, frozen=True):
-    """One of from or to of a ClusterNetworkPolicy; only to has networks."""
+    """One of to of a ClusterNetworkPolicy; only it has networks. ``domain_names`` is as ``nodes``."""
 
     networks: tuple[str, ...] | None = None
+    domain_names: object = None
 
 
 class WirePortRange(Wire, frozen=True):

@@ -16,6 +16,7 @@ from tests.lab.manifests import namespace, network_policy, pod
 from tests.lab.polling import until
 from tests.lab.processes import end
 from tests.lab.scene import Scene
+from tests.netns.policies import policy_scene
 from tests.requirements import require_root
 
 FAMILIES = pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
@@ -256,6 +257,63 @@ def test_trace_agrees_with_policy(
     assert (answer.error == "timeout") if is_denied else (answer.name == "web-1")
 
 
+@FAMILIES
+@pytest.mark.parametrize("name", ["shop/nosuch", "nowhere/shopper"])
+def test_trace_of_a_pod_that_is_not_known_is_an_error(told: Scene, family: int, name: str) -> None:
+    ran = told.agent.cli("trace", "--from", name, "--to", f"[{told.web[0].addresses[family]}]:8080")
+
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert f"pod {name} is not known" in ran.stderr
+
+
+ODD = {
+    "apiVersion": "policy.networking.k8s.io/v1alpha2",
+    "kind": "ClusterNetworkPolicy",
+    "metadata": {"name": "odd"},
+    "spec": {
+        "tier": "Admin",
+        "priority": 1,
+        "subject": {"namespaces": {"matchLabels": {"team": "nobodys"}}},
+        "egress": [{"action": "Deny", "to": [{"domainNames": ["*.example.com"]}]}],
+    },
+}
+NAMED = "spec.egress[0].to[0].domainNames: not understood, so that the rule denies everybody"
+
+
+def test_what_is_not_understood_of_a_policy_is_told_wherever_one_looks(told: Scene) -> None:
+    told.manifests.write("odd", ODD)
+    try:
+        until(lambda: "odd" in told.agent.cli("policy", "list").stdout, "the policy is listed")
+        (row,) = (it for it in told.agent.cli("policy", "list").stdout.splitlines() if it.startswith("odd "))
+        shown = told.agent.cli("policy", "show", "odd").stdout
+        status = told.agent.json("status")
+        table = told.agent.cli("status").stdout
+        gauge = told.agent.metric("ebproxy_malformed_objects_current")
+        lines = [it for it in told.agent.log.read_text().splitlines() if "domainNames" in it]
+    finally:
+        told.manifests.remove("odd")
+
+    assert NAMED in row
+    assert NAMED in shown
+    assert "denied, for it is not understood" in shown
+    assert [(it["name"], it["field"]) for it in status["malformed"]] == [("odd", "spec.egress[0].to[0].domainNames")]
+    assert status["policy"]["not_understood"] == gauge == 1
+    assert "3, 1 not understood" in table
+    assert len(lines) == 1, lines
+    until(lambda: not told.agent.status()["malformed"], "it is forgotten with the policy")
+
+
+def test_the_status_says_how_policy_stands(told: Scene) -> None:
+    table = told.agent.cli("status").stdout
+    rows = dict(it.strip().split(maxsplit=1) for it in table.splitlines() if it.strip())
+    policy = told.agent.status()["policy"]
+
+    assert rows["policy"] == f"standard, in force, revision {policy['revision']}"
+    assert (rows["policies"], rows["identities"]) == ("2", "3")
+    assert rows["subjects"].startswith("3, 2 isolated")
+    assert (policy["local_pods"], policy["isolated_pods"], policy["degraded"]) == (3, 2, [])
+
+
 def test_trace_of_a_service_tells_which_backends_policy_denies(told: Scene) -> None:
     ip = told.publish("both", told.web)[0]
 
@@ -296,6 +354,28 @@ def test_an_agent_that_is_gone_is_said_to_be_and_trace_names_rules_all_the_same(
         assert (denied["verdict"], denied["policy"]["ingress"]["verdict"]) == ("drop", "deny")
     finally:
         told.agent.start().wait()
+
+
+def test_without_policy_the_status_has_a_word_for_it(scene: Scene) -> None:
+    assert "policy off" in [" ".join(it.split()) for it in scene.agent.cli("status").stdout.splitlines()]
+
+
+def test_an_endpoint_whose_exception_has_no_room_says_so() -> None:
+    """Once, the list said `enforced` while the exception was not."""
+    require_root()
+    with policy_scene(mapSizes={"blocks": 1}) as shop:
+        ingress = [{"from": [{"ipBlock": {"cidr": "172.30.0.0/24", "except": ["172.30.0.101/32"]}}]}]
+        shop.set(network_policy("web", "web", ingress=ingress))
+        until(lambda: shop.agent.status()["policy"]["degraded"], "the block does not fit")
+        states = {it["pod"]: (it["state"], it["reason"]) for it in shop.agent.json("endpoint", "list")}
+        status = shop.agent.cli("status").stdout
+
+        assert states["shop/shopper"] == ("enforced", "")
+        state, reason = states["shop/web-1"]
+        assert (state, "map blocks is full" in reason) == ("degraded", True), reason
+        (listed,) = shop.agent.json("policy", "list")
+        assert any("map blocks is full" in it for it in listed["not_enforced"])
+        assert "IPBlock/" in status
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)

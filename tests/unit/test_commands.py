@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import socket
 import threading
@@ -85,6 +86,76 @@ def test_a_target_that_cannot_be_read_is_told_why(text: str, words: str) -> None
 
 def arguments(state_dir: Path, wait_s: float) -> argparse.Namespace:
     return argparse.Namespace(state_dir=state_dir, wait=wait_s, output="json")
+
+
+POLICY = {
+    "mode": "strict",
+    "is_settled": True,
+    "revision": 7,
+    "identities": 12,
+    "policies": 3,
+    "unread": 0,
+    "not_understood": 0,
+    "local_pods": 5,
+    "isolated_pods": 2,
+    "unplaced_pods": 0,
+    "degraded": [],
+    "maps": {"policy": {"entries": 4, "capacity": 9}},
+}
+WRONG = {"unread": 1, "not_understood": 2, "unplaced_pods": 1, "degraded": [{"pod": "a/b", "reason": "full"}]}
+
+
+@pytest.mark.parametrize(
+    ("policy", "rows"),
+    [
+        pytest.param(None, {"policy": "off"}, id="off"),
+        pytest.param(
+            POLICY,
+            {
+                "policy": "strict, in force, revision 7",
+                "policies": "3",
+                "identities": "12",
+                "subjects": "5, 2 isolated",
+                "map policy": "4 of 9",
+            },
+            id="all is well",
+        ),
+        pytest.param(
+            POLICY | WRONG | {"is_settled": False},
+            {
+                "policy": "strict, not in force yet, revision 7",
+                "policies": "3, 1 cannot be read, 2 not understood",
+                "subjects": "5, 2 isolated, 1 behind unknown devices; not fitting: 1",
+                "a/b": "full",
+            },
+            id="all is not",
+        ),
+    ],
+)
+def test_the_status_says_how_policy_stands(
+    policy: dict[str, Any] | None, rows: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {
+        **dict.fromkeys(("node", "version", "services", "service_ports", "backends", "socket_lb", "cgroup", "layout")),
+        "is_settled": True,
+        "node_exists": True,
+        "not_listed": [],
+        "malformed": [],
+        "degraded": [],
+        "source": {},
+        "maps": {},
+        **({} if policy is None else {"policy": policy}),
+    }
+    server = ControlServer(tmp_path, {"status": lambda: told})
+    server.start()
+    try:
+        status.run(argparse.Namespace(state_dir=tmp_path, wait=0, output="table"))
+    finally:
+        server.stop()
+
+    lines = [re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    found = {line[0]: line[-1].strip() for line in lines}
+    assert {name: found.get(name) for name in rows} == rows
 
 
 def test_status_waits_for_an_agent_that_is_not_there_yet(tmp_path: Path) -> None:

@@ -559,24 +559,43 @@ def test_protocols(decoder, said, ports):
 
 
 UNKNOWN = [
-    pytest.param("egress", {"to": [ALL, {"nodes": {}}]}, id="nodes, experimental"),
-    pytest.param("egress", {"to": [{"domainNames": ["*.example"]}]}, id="domain names, experimental"),
-    pytest.param("egress", {"to": [{}]}, id="no field"),
-    pytest.param("egress", {"to": [{"networks": []}]}, id="empty networks"),
-    pytest.param("ingress", {"from": [{"networks": ["10.0.0.0/8"]}]}, id="networks, of ingress"),
-    pytest.param("ingress", {"from": [ALL], "protocols": [{"tcp": {}}, {"icmp": {}}]}, id="a protocol"),
-    pytest.param("ingress", {"from": [ALL], "protocols": [{"tcp": {"destinationPort": {}}}]}, id="a port"),
+    pytest.param("egress", {"to": [ALL, {"nodes": {}}]}, "to[1].nodes", id="nodes, experimental"),
+    pytest.param("ingress", {"from": [{"nodes": {}}]}, "from[0].nodes", id="nodes, of ingress"),
+    pytest.param("egress", {"to": [{"domainNames": ["*.example"]}]}, "to[0].domainNames", id="names, experimental"),
+    pytest.param("egress", {"to": [{}]}, "to[0]", id="no field"),
+    pytest.param("egress", {"to": [{"networks": []}]}, "to[0]", id="empty networks"),
+    pytest.param("ingress", {"from": [{"networks": ["10.0.0.0/8"]}]}, "from[0]", id="networks, of ingress"),
+    pytest.param("ingress", {"from": [ALL], "protocols": [{"tcp": {}}, {"icmp": {}}]}, "protocols[1]", id="a protocol"),
+    pytest.param(
+        "ingress",
+        {"from": [ALL], "protocols": [{"tcp": {"destinationPort": {}}}]},
+        "protocols[0].tcp.destinationPort",
+        id="a port",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("direction", "rule"), UNKNOWN)
-def test_a_rule_with_an_unknown_part_is_closed(decoder, direction, rule):
+@pytest.mark.parametrize(("direction", "rule", "unknown"), UNKNOWN)
+def test_a_rule_with_an_unknown_part_is_closed_and_the_part_is_named(decoder, direction, rule, unknown):
     """Source: ClusterNetworkPolicyIngressPeer, "fail closed"."""
     said = [{"action": action, "name": "odd", **rule} for action in ("Accept", "Deny", "Pass")]
-    found = record(decoder, Kind.CLUSTER_NETWORK_POLICY, cluster_policy(**{direction: said}))
+    event = decoder.decode_object(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(**{direction: said}))
 
-    denied = TierRule(Action.DENY, Rule(), "odd")
-    assert getattr(found, direction) == (TierRule(Action.ACCEPT, Rule(peers=()), "odd"), denied, denied)
+    fields = [f"spec.{direction}[{index}].{unknown}" for index in range(3)]
+    closed = (Action.ACCEPT, Rule(peers=())), (Action.DENY, Rule()), (Action.DENY, Rule())
+    assert getattr(event.record, direction) == tuple(
+        TierRule(*it, "odd", field) for it, field in zip(closed, fields, strict=True)
+    )
+    comes_to = ("accepts nobody", "denies everybody", "denies everybody")
+    assert event.left_out == tuple(
+        (field, f"not understood, so that the rule {it}") for field, it in zip(fields, comes_to, strict=True)
+    )
+
+
+def test_of_what_is_understood_nothing_is_left_out(decoder):
+    event = decoder.decode_object(Kind.CLUSTER_NETWORK_POLICY, tiered("Deny", {"networks": ["::/0"]}, ALL))
+
+    assert event.left_out == ()
 
 
 TO = "spec.egress[0].to[0]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from agent.cli.decision import Client, Outcome
 from agent.cli.policy_decision import ALLOW, DENY, UNKNOWN, Connection, PolicyMaps
-from agent.cli.policy_trace import VARIES, PolicyTrace
+from agent.cli.policy_trace import VARIES, PolicyTrace, address_of_pod
 from agent.core.abi import (
     ADDRESS_RANGE,
     POD_RANGE_OWN,
@@ -23,6 +24,8 @@ from agent.core.abi import (
 from agent.core.addresses import AddressRange, parse_address
 from agent.core.policy_planner import PolicySizes
 from agent.core.records import Protocol
+from agent.errors import EbproxyError
+from agent.observe.control import ControlServer
 from agent.observe.facts import Facts
 from agent.observe.policy_views import PolicyViews
 from tests.policy_builders import PolicyNode, cidr, cluster_policy, deny, network_policy, pod, pods, rule, selector, tcp
@@ -213,3 +216,40 @@ def test_keys_are_looked_up_whole(node: PolicyNode) -> None:
     for key in node.maps.state.policy:
         bits, *rest = POLICY_KEY.packer.unpack(key)
         assert Store(node)._policy(POLICY_KEY.packer.pack(96, *rest)) is not None, bits
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Path]:
+    """Answer from a state directory which addresses a pod has."""
+    known = {"shop/web": ["10.1.0.1", "fd00::1"], "shop/old": ["10.1.0.2"], "shop/ended": []}
+
+    def addresses(pod: str) -> list[str] | None:
+        return known.get(pod)
+
+    server = ControlServer(tmp_path, {"pod_addresses": addresses})
+    server.start()
+    yield tmp_path
+    server.stop()
+
+
+@pytest.mark.parametrize(("is_ipv4", "address"), [(True, "10.1.0.1"), (False, "fd00::1")], ids=["IPv4", "IPv6"])
+def test_a_pods_address_is_of_the_targets_family(agent: Path, is_ipv4: bool, address: str) -> None:
+    assert address_of_pod(agent, "shop/web", ON, is_ipv4=is_ipv4) == parse_address(address)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("shop/nosuch", "pod shop/nosuch is not known; `ebproxy endpoint list`"),
+        ("shop/old", "pod shop/old has no IPv6 address"),
+        ("shop/ended", "pod shop/ended has no IPv6 address"),
+    ],
+)
+def test_a_pod_that_is_not_known_is_an_error(agent: Path, name: str, words: str) -> None:
+    with pytest.raises(EbproxyError, match=words):
+        address_of_pod(agent, name, ON, is_ipv4=False)
+
+
+def test_a_pods_name_is_not_looked_up_without_policy_and_cannot_be_without_an_agent(agent: Path) -> None:
+    assert address_of_pod(agent, "shop/nosuch", Facts(), is_ipv4=True) is None
+    assert address_of_pod(agent / "nowhere", "shop/nosuch", ON, is_ipv4=True) is None

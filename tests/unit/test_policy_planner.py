@@ -309,7 +309,9 @@ def test_whom_a_policy_about_a_block_that_does_not_fit_concerns_fails_until_ther
 
     node.apply(hole)
     assert set(node.planner.degraded) == {ObjectKey("IPBlock", "192.0.2.9/32"), key("x/web")}
-    assert set(node.planner.degraded.values()) == {"map blocks is full: 1 more entries do not fit in 1 (mapSizes.blocks)"}
+    assert set(node.planner.degraded.values()) == {
+        "map blocks is full: 1 more entries do not fit in 1 (mapSizes.blocks)"
+    }
     assert [node.may_send(WEB, it, TCP, 80) for it in (beside, within)] == [fails_open] * 2
     assert [node.may_send(DB, it, TCP, 80) for it in (beside, within)] == [True] * 2, "which it has no part in"
 

@@ -14,7 +14,7 @@ from agent.core.abi import POLICY_STATE, SUBJECT, SubjectFlag
 from agent.core.network import Network
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicySizes
-from agent.core.policy_records import PolicyRecord
+from agent.core.policy_records import Action, PolicyRecord, Rule, TierRule, not_understood
 from agent.core.records import POLICY_KINDS, Delete, Event, Kind, ListEnded, ListStarted, Malformed, Upsert
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
 from agent.observe.former_policies import FILE as POLICIES
@@ -24,9 +24,9 @@ from agent.observe.numbers import FILE, NumberFile, read_numbers
 from agent.observe.policy_metrics import PolicyMetrics
 from agent.policy_sync import PolicyOptions, PolicySync
 from tests.builders import key, service
-from tests.policy_builders import cidr, network_policy, pod, pods, rule, selector
+from tests.policy_builders import cidr, cluster_policy, network_policy, pod, pods, rule, selector
 from tests.policy_store import ONLY, FakeStore
-from tests.property.simulation import CLOCK, SimulatedAgent
+from tests.property.simulation import CLOCK, METRICS, SimulatedAgent
 
 WEB = pod("web", "10.0.0.1", "fd00::1", app="web")
 SHOP = pod("shop", "10.0.0.2", app="shop")
@@ -388,6 +388,19 @@ class TestBesideServices:
     def lists(self, *records: PolicyRecord) -> list[Event]:
         begun, ended = ([it(kind) for kind in sorted(POLICY_KINDS)] for it in (ListStarted, ListEnded))
         return [*begun, *map(Upsert, records), *ended]
+
+    def test_what_is_not_understood_is_counted_and_told(self, agent, node, caplog):
+        logging.disable(logging.NOTSET)
+        kind = {"kind": "ClusterNetworkPolicy"}
+        before = METRICS.registry.get_sample_value("ebproxy_malformed_objects_total", kind) or 0
+        odd = cluster_policy("odd", ingress=[TierRule(Action.DENY, Rule(), unknown="spec.ingress[0].from[0].nodes")])
+        self.submit(agent, Upsert(odd, not_understood(odd)))
+
+        assert [record.getMessage() for record in caplog.records] == [
+            "ClusterNetworkPolicy odd: spec.ingress[0].from[0].nodes: not understood, so that the rule denies everybody"
+        ]
+        assert METRICS.registry.get_sample_value("ebproxy_malformed_objects_total", kind) == before + 1
+        assert len(node.sync.model.left_out) == 1
 
     def test_services_do_not_wait_for_policys_lists(self, agent):
         self.submit(agent, Upsert(service("web", "10.0.0.1")))

@@ -7,8 +7,19 @@ import pytest
 from agent.cli.flows import row, since_ns
 from agent.core.abi import Direction
 from agent.core.policy_planner import PolicySizes
-from agent.core.policy_records import NetworkPolicyRecord, Operator, Peer, PortRange, Selector
-from agent.core.records import Kind, Malformed, ObjectKey, Protocol
+from agent.core.policy_records import (
+    Action,
+    NetworkPolicyRecord,
+    Operator,
+    Peer,
+    PolicyRecord,
+    PortRange,
+    Rule,
+    Selector,
+    TierRule,
+    not_understood,
+)
+from agent.core.records import Kind, Malformed, ObjectKey, Protocol, Upsert
 from agent.errors import ConfigError
 from agent.observe.policy_text import isolated_text, peers_text, ports_text, selector_text
 from agent.observe.policy_views import PolicyViews
@@ -132,6 +143,7 @@ def test_policies_are_listed_in_the_order_they_decide(views: PolicyViews) -> Non
             "action": "allowed",
             "peers": ["192.0.2.0/24"],
             "ports": ["TCP/80"],
+            "is_understood": True,
         }
     ]
 
@@ -159,6 +171,27 @@ def test_what_cannot_be_read_is_listed_with_its_fault(
     assert set(by_name.values()) == {("", "all")}
 
 
+def test_what_is_not_understood_is_listed_until_it_is_gone(node: PolicyNode, views: PolicyViews) -> None:
+    closed = TierRule(Action.DENY, Rule(), unknown="spec.egress[1].to[0].nodes")
+    odd = cluster_policy("odd", egress=[accept(), closed])
+
+    def said() -> tuple[list[str], list[bool]]:
+        (it,) = (it for it in views.policies() if it["name"] == "odd")
+        assert it["fault"] == ""
+        return it["not_understood"], [rule["is_understood"] for rule in it["rules"]]
+
+    node.apply(Upsert(odd, not_understood(odd)))
+    assert said() == (
+        ["spec.egress[1].to[0].nodes: not understood, so that the rule denies everybody"],
+        [True, False],
+    )
+    node.apply(cluster_policy("odd", egress=[accept()]))
+    assert said() == ([], [True])
+    node.apply(Upsert(odd, not_understood(odd)))
+    node.delete(odd)
+    assert not node.model.left_out
+
+
 def test_endpoints_say_what_concerns_them(views: PolicyViews, node: PolicyNode) -> None:
     said = {(it["pod"], it["address"]): it for it in views.endpoints()}
 
@@ -183,6 +216,57 @@ def test_an_endpoint_whose_policy_does_not_fit_says_so() -> None:
     assert "map policy is full" in said["reason"]
 
 
+TO_GUESTS = [deny(Peer(namespaces=Selector(), pods=selector(app="guest")))]
+NEIGHBOURS = [pod("shop/a", "10.1.0.1", app="a"), pod("shop/b", "10.1.0.2", app="b")]
+NO_ROOM = {
+    "a block": (
+        [network_policy("shop/p", selector(app="a"), ingress=[rule(cidr("10.9.0.0/16", "10.9.1.0/24"))])],
+        PolicySizes(blocks=1),
+        "NetworkPolicy shop/p, block 10.9.0.0/16: map blocks is full",
+    ),
+    "a peer": (
+        [
+            cluster_policy("p", pods=selector(app="a"), ingress=TO_GUESTS),
+            pod("shop/z", "10.1.1.9", app="guest", local=False),
+        ],
+        PolicySizes(identities=2),
+        "ClusterNetworkPolicy p, pod shop/z, perhaps others: map identities is full",
+    ),
+}
+
+
+@pytest.mark.parametrize(("records", "sizes", "reason"), NO_ROOM.values(), ids=NO_ROOM)
+def test_whom_the_maps_have_no_room_for_is_told_of_those_whose_policies_mean_it(
+    records: list[PolicyRecord], sizes: PolicySizes, reason: str
+) -> None:
+    node = PolicyNode(
+        *NEIGHBOURS, network_policy("shop/other", selector(app="b"), ingress=[rule()]), *records, sizes=sizes
+    )
+    views = PolicyViews(node.model, node.planner)
+
+    endpoints = {it["pod"]: (it["state"], it["reason"]) for it in views.endpoints()}
+    policies = {it["name"]: it["not_enforced"] for it in views.policies()}
+
+    assert endpoints["shop/b"] == ("enforced", "")
+    state, said = endpoints["shop/a"]
+    assert (state, said.startswith(reason)) == ("degraded", True), said
+    assert policies["other"] == []
+    assert any(told in said for told in policies["p"])
+
+
+def test_a_policy_names_the_pods_whose_verdicts_do_not_fit() -> None:
+    node = PolicyNode(
+        pod("shop/web", "10.1.0.1"),
+        network_policy("shop/web", ingress=[rule(cidr("192.0.2.0/24"), ports=[tcp(80)])]),
+        sizes=PolicySizes(policy=1),
+    )
+
+    (said,) = PolicyViews(node.model, node.planner).policies()
+
+    (told,) = said["not_enforced"]
+    assert told.startswith("pod shop/web: map policy is full")
+
+
 def test_identities_count_the_addresses_that_have_them(views: PolicyViews) -> None:
     said = [(it["kind"], it["labels"].get("app"), it["block"], it["addresses"]) for it in views.identities()]
 
@@ -199,9 +283,19 @@ def test_identities_count_the_addresses_that_have_them(views: PolicyViews) -> No
 
 @pytest.mark.parametrize(
     ("pod_name", "addresses"),
-    [("shop/web", ["10.1.0.1", "fd00::1"]), ("shop/far", ["10.1.1.1"]), ("shop/nobody", []), ("web", [])],
+    [
+        ("shop/web", ["10.1.0.1", "fd00::1"]),
+        ("shop/far", ["10.1.1.1"]),
+        ("shop/ended", []),
+        ("shop/nobody", None),
+        ("web", None),
+    ],
 )
-def test_a_pod_is_found_by_its_name(views: PolicyViews, pod_name: str, addresses: list[str]) -> None:
+def test_a_pod_is_found_by_its_name(
+    views: PolicyViews, node: PolicyNode, pod_name: str, addresses: list[str] | None
+) -> None:
+    node.apply(pod("shop/ended"))
+
     assert views.pod_addresses(pod_name) == addresses
 
 

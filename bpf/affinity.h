@@ -62,7 +62,7 @@ static __always_inline enum lb_verdict affinity_select(const struct frontend *fr
 	u32 now = conntrack_now(work);
 
 	chosen->slot = 0;
-	if (known && now - known->seen <= lb_affinity_timeout(frontend)) {
+	if (known && seconds_since(known->seen, now) <= lb_affinity_timeout(frontend)) {
 		*chosen = *known;
 		affinity_find(base, chosen);
 	}

@@ -49,7 +49,7 @@ static __always_inline bool conntrack_is_over(const struct flow *flow, u8 protoc
 
 	if (flow->flags & FLOW_CLOSED || ended == (FLOW_FIN | FLOW_PEER_FIN))
 		return true;
-	return now - flow->seen > conntrack_timeout(flow, protocol);
+	return seconds_since(flow->seen, now) > conntrack_timeout(flow, protocol);
 }
 
 /* What packets of a flow's other way have for a tuple. */

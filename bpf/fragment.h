@@ -37,7 +37,7 @@ static __always_inline void fragment_recall(struct work *work)
 	struct fragment_key key = fragment_key_of(packet, 0);
 	struct fragment *known = fragments.lookup(&key);
 
-	if (!known || conntrack_now(work) - known->seen > FRAGMENT_AGE_S) {
+	if (!known || seconds_since(known->seen, conntrack_now(work)) > FRAGMENT_AGE_S) {
 		packet->kind = PACKET_EARLY_FRAGMENT;
 		return;
 	}
@@ -88,7 +88,7 @@ static __always_inline bool fragment_hold(struct __sk_buff *skb, struct work *wo
 	for (i = 0; i < FRAGMENT_PLACES; i++) {
 		key.place = i;
 		there = held_fragments.lookup(&key);
-		if (!there || now - there->seen > FRAGMENT_AGE_S)
+		if (!there || seconds_since(there->seen, now) > FRAGMENT_AGE_S)
 			return !held_fragments.update(&key, held);
 	}
 	return false;
@@ -121,7 +121,7 @@ static __always_inline int fragment_release(struct __sk_buff *skb, struct work *
 		key.place = i;
 		held = held_fragments.lookup(&key);
 		/* Programs that see the clones run within the call: this one must not be found again. */
-		if (!held || held->is_taken || now - held->seen > FRAGMENT_AGE_S)
+		if (!held || held->is_taken || seconds_since(held->seen, now) > FRAGMENT_AGE_S)
 			break;
 		held->is_taken = 1;
 		bpf_clone_redirect(skb, ifindex, flags);

@@ -21,6 +21,9 @@
 /* Clients' ports begin about here, and servers' are mostly below. */
 #define POLICY_CLIENT_PORTS     32768
 
+/* No device: packets of this way are known to have more done to them. */
+#define POLICY_NOT_PLAIN        0xffffffff
+
 #define IPV6_LINK_LOCAL         0xfe800000u
 #define IPV6_LINK_LOCAL_MASK    0xffc00000u
 
@@ -254,6 +257,23 @@ static __always_inline bool policy_is_over(const struct connection *connection, 
 	return conntrack_is_over(&state, policy_is_stream(protocol) ? IPPROTO_TCP : IPPROTO_UDP, now);
 }
 
+/* Have the next packets of a connection looked at in full, one of each way at each device. */
+static __always_inline void policy_look_again(struct connection *connection)
+{
+	struct passage nowhere = {};
+
+	connection->plain[0] = nowhere;
+	connection->plain[1] = nowhere;
+}
+
+/* Where it is written that packets of one way are plain. */
+static __always_inline u32 *policy_plain(struct connection *connection, bool turned, bool leaves)
+{
+	struct passage *passage = turned ? &connection->plain[1] : &connection->plain[0];
+
+	return leaves ? &passage->from_pod : &passage->to_pod;
+}
+
 /* What a connection's state becomes by a packet. */
 static __always_inline u32 policy_flags(u32 flags, const struct packet *packet, bool is_beginner)
 {
@@ -274,10 +294,59 @@ static __always_inline void policy_note(struct connection *connection, const str
 {
 	u32 flags = policy_flags(connection->flags, packet, is_beginner);
 
-	if (connection->seen != now)
+	if (connection->seen != now) {
+		policy_look_again(connection);
 		connection->seen = now;
+	}
 	if (connection->flags != flags)
 		connection->flags = flags;
+}
+
+/* Whether a packet is of a kind that opens nothing, and of which a connection has many. */
+static __always_inline bool policy_is_common(const struct packet *packet)
+{
+	return packet->kind == PACKET_WHOLE &&
+	       (packet->flags & TCP_ACK || packet->tuple.protocol == IPPROTO_UDP);
+}
+
+/* Whether a packet, which opens nothing, may yet be the first of a service that is new: any datagram may. */
+static __always_inline bool policy_may_be_served(const struct packet *packet)
+{
+	const struct tuple *tuple = &packet->tuple;
+	struct endpoint asked = { .address = tuple->destination, .port = tuple->destination_port };
+
+	return tuple->protocol == IPPROTO_UDP && lb_frontend(&asked, IPPROTO_UDP);
+}
+
+/**
+ * policy_passes - Whether a packet may pass as it is, by what is written of its connection alone.
+ * @leaves: whether it comes from a pod, rather than goes to one
+ *
+ * The verdict is that of the present generation, and in this second packets of this way were found to be plain at this
+ * device. Where nothing is written the packet is looked at in full.
+ */
+static __always_inline bool policy_passes(struct work *work, bool leaves)
+{
+	const struct packet *packet = &work->packet;
+	struct policy_state *state = policy_state_now();
+	u32 now = conntrack_now(work), generation;
+	struct connection *found;
+	struct tuple key;
+	bool turned, began;
+
+	if (!policy_is_common(packet) || !state)
+		return false;
+	turned = policy_key_of(&packet->tuple, &key);
+	found = connections.lookup(&key);
+	if (!found || found->seen != now || *policy_plain(found, turned, leaves) != packet->ifindex)
+		return false;
+	began = !(found->flags & CONNECTION_TURNED) == !turned;
+	generation =
+		began == leaves ? found->generation[DIRECTION_EGRESS] : found->generation[DIRECTION_INGRESS];
+	if (generation != state->generation || (leaves && policy_may_be_served(packet)))
+		return false;
+	policy_note(found, packet, began, now);
+	return true;
 }
 
 static __always_inline u32 policy_peer(const struct address *address)
@@ -348,6 +417,7 @@ struct policy_case {
 	bool turned; /* the greater end has sent the packet */
 	bool began;  /* its sender began the connection */
 	bool either; /* so may the other end have */
+	bool is_own; /* key is that of the packet as it came, not as it is translated */
 };
 
 /*
@@ -387,9 +457,72 @@ static __always_inline void policy_forget_asked(const struct work *work)
 	connections.delete(&key);
 }
 
+/* Whether no flow and no service is for a packet that goes to a pod: what find_flow() and decline() would find out. */
+static __always_inline bool policy_is_plain(struct __sk_buff *skb, struct work *work)
+{
+	struct tuple *tuple = &work->packet.tuple;
+	struct endpoint asked = { .address = tuple->destination, .port = tuple->destination_port };
+
+	return work->packet.reading == PARSE_FLOW && !skb->vlan_present && !conntrack.lookup(tuple) &&
+	       !lb_frontend(&asked, tuple->protocol) &&
+	       (work->packet.flags & TCP_ACK || !lb_is_reserved(&tuple->destination));
+}
+
+/* Whether no flow and no service is for the answers to a packet that is plain itself; those that say they are answers. */
+static __always_inline bool policy_is_answer_plain(const struct tuple *tuple)
+{
+	struct endpoint asked = { .address = tuple->source, .port = tuple->source_port };
+	struct tuple back = {
+		.source = tuple->destination,
+		.destination = tuple->source,
+		.source_port = tuple->destination_port,
+		.destination_port = tuple->source_port,
+		.protocol = tuple->protocol,
+	};
+
+	return !conntrack.lookup(&back) && !lb_frontend(&asked, tuple->protocol);
+}
+
+/* Write down where the answers to a packet that opens a connection are plain, so that not even the first is looked at. */
+static __always_inline void policy_foresee(struct work *work, struct connection *connection,
+					   const struct policy_case *known, bool leaves)
+{
+	bool is_placed = leaves || !ANTI_SPOOFING || work->subject.device == work->packet.ifindex;
+	u32 *plain = policy_plain(connection, !known->turned, !leaves);
+
+	*plain = 0;
+	if (work->is_plain && is_placed && policy_is_answer_plain(&work->packet.tuple))
+		*plain = work->packet.ifindex;
+}
+
+/*
+ * Write down whether packets like this one are plain at this device, if it is not written yet. When a connection opens,
+ * or packets of it begin to be translated, what was written of it need not be so any longer.
+ */
+static __always_inline void policy_learn(struct __sk_buff *skb, struct work *work,
+					 struct connection *connection, const struct policy_case *known,
+					 bool leaves)
+{
+	u32 *plain = policy_plain(connection, known->turned, leaves), ifindex = work->packet.ifindex;
+	bool opens = policy_opens(&work->packet);
+
+	if (leaves && !known->is_own && !(work->flow.flags & FLOW_REPLIED)) {
+		*policy_plain(connection, !known->turned, true) = 0;
+		*policy_plain(connection, !known->turned, false) = 0;
+	}
+	if (!known->is_own || work->packet.kind != PACKET_WHOLE ||
+	    (!opens && (*plain == ifindex || *plain == POLICY_NOT_PLAIN)))
+		return;
+	if (!leaves)
+		work->is_plain = policy_is_plain(skb, work);
+	*plain = work->is_plain ? ifindex : POLICY_NOT_PLAIN;
+	if (opens)
+		policy_foresee(work, connection, known, leaves);
+}
+
 /* Enter a connection that was allowed, with one end's verdict. */
-static __always_inline bool policy_begin(struct work *work, struct policy_case *known, u32 generation,
-					 u32 now)
+static __always_inline bool policy_begin(struct __sk_buff *skb, struct work *work, struct policy_case *known,
+					 u32 generation, u32 now, bool leaves)
 {
 	bool is_egress = work->event.direction == DIRECTION_EGRESS;
 	u32 turned = known->began == known->turned ? CONNECTION_TURNED : 0;
@@ -399,6 +532,7 @@ static __always_inline bool policy_begin(struct work *work, struct policy_case *
 		.generation = { is_egress ? 0 : generation, is_egress ? generation : 0 },
 	};
 
+	policy_learn(skb, work, &fresh, known, leaves);
 	return !connections.update(&known->key, &fresh);
 }
 
@@ -410,7 +544,8 @@ static __always_inline struct connection *policy_find(struct work *work, struct 
 	struct connection *found;
 
 	*tuple = work->packet.tuple;
-	if (leaves && work->has_flow) {
+	known->is_own = !leaves || !work->has_flow;
+	if (!known->is_own) {
 		tuple->destination = work->flow.destination;
 		tuple->destination_port = work->flow.destination_port;
 	}
@@ -418,6 +553,7 @@ static __always_inline struct connection *policy_find(struct work *work, struct 
 	found = connections.lookup(&known->key);
 	if (leaves || (found && !policy_opens(&work->packet)) || !policy_see_through(work, tuple))
 		return found;
+	known->is_own = false;
 	known->turned = policy_key_of(tuple, &known->key);
 	return connections.lookup(&known->key);
 }
@@ -472,6 +608,7 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 		if (*generation && *generation == state->generation) {
 			if (packet->kind != PACKET_ICMP_ERROR && packet->kind != PACKET_LATER_FRAGMENT)
 				policy_note(found, packet, known.began, now);
+			policy_learn(skb, work, found, &known, leaves);
 			return true;
 		}
 	}
@@ -488,11 +625,12 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 	if (begins) {
 		if (leaves && work->has_flow)
 			policy_forget_asked(work);
-		if (!policy_begin(work, &known, state->generation, now))
+		if (!policy_begin(skb, work, &known, state->generation, now, leaves))
 			return policy_drop(event, REASON_UNTRACKED);
 	} else if (generation && packet->kind != PACKET_ICMP_ERROR) {
 		*generation = state->generation;
 		policy_note(found, packet, known.began, now);
+		policy_learn(skb, work, found, &known, leaves);
 	}
 	if (is_first)
 		policy_sample(event, state);

@@ -499,8 +499,11 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 	/* Replies first: one must never be taken for a client's packet. */
 	flow = conntrack.lookup(&packet->tuple);
 	if (flow && !begins_anew(work, flow)) {
-		if (!is_due(flow, hook))
+		if (!is_due(flow, hook)) {
+			if (HAS_POLICY)
+				work->is_plain = 1;
 			return TC_ACT_UNSPEC;
+		}
 		refresh(skb, work, flow, hook);
 		*found = flow;
 		return GO_ON;
@@ -512,6 +515,8 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 	asked.address = packet->tuple.destination;
 	asked.port = packet->tuple.destination_port;
 	frontend = lb_frontend(&asked, packet->tuple.protocol);
+	if (HAS_POLICY)
+		work->is_plain = !frontend;
 	if (!frontend && hook == HOOK_INGRESS && dsr_read(skb, packet, &asked) &&
 	    dsr_is_offered(&asked, packet))
 		return begin_return(work, &asked);
@@ -598,7 +603,7 @@ static __always_inline bool is_translated(struct __sk_buff *skb, const struct wo
 	       (skb->pkt_type != PACKET_OTHERHOST || device_flags(&work->packet) & DEVICE_PORT);
 }
 
-/* Read a packet, and find whose it is to policy. Returns GO_ON or a verdict. */
+/* Read a packet, and find whose it is to policy, unless its connection says enough. Returns GO_ON or a verdict. */
 static __always_inline int enter(struct __sk_buff *skb, struct work *work, bool leaves)
 {
 	struct packet *packet = &work->packet;
@@ -607,7 +612,9 @@ static __always_inline int enter(struct __sk_buff *skb, struct work *work, bool 
 	packet->tuple.source = nobody;
 	packet->tuple.destination = nobody;
 	packet->tuple.protocol = 0;
-	parse_packet(skb, packet);
+	work->is_plain = 0;
+	if (parse_packet(skb, packet) && policy_passes(work, leaves))
+		return TC_ACT_UNSPEC;
 	if (packet->reading == PARSE_FOREIGN || policy_is_discovery(skb, packet))
 		return TC_ACT_UNSPEC;
 	return policy_identify(skb, work, leaves) ? GO_ON : TC_ACT_SHOT;
@@ -692,6 +699,11 @@ int tc_to_pod(struct __sk_buff *skb)
 			return verdict;
 		if (work->packet.reading != PARSE_FLOW || skb->vlan_present)
 			return TC_ACT_UNSPEC;
+		if (work->is_plain) {
+			if (policy_opens(&work->packet))
+				forget_former(work);
+			return TC_ACT_UNSPEC;
+		}
 		work->is_read = 1;
 	}
 	stages.call(skb, STAGE_TO_POD);

@@ -31,6 +31,12 @@ static __always_inline bool address_equal(const struct address *a, const struct 
 	return !differs;
 }
 
+/* How long ago that was, in seconds. Another CPU may have seen the next second begin already. */
+static __always_inline u32 seconds_since(u32 seen, u32 now)
+{
+	return (s32)(now - seen) > 0 ? now - seen : 0;
+}
+
 /* One end of a connection. */
 struct endpoint {
 	struct address address;
@@ -341,6 +347,15 @@ struct policy_state {
 };
 
 /*
+ * The devices at which packets of one way are plain: a look at everything has found nothing to do about them but
+ * policy. Who comes by another device has another source. 0 = not looked at yet in the second that is the connection's seen.
+ */
+struct passage {
+	u32 from_pod;
+	u32 to_pod;
+};
+
+/*
  * A connection of a subject, whoever of its ends that is. The key is a tuple whose source is the lesser end, so that
  * both ways find it; generation is by direction: egress at the end that began, ingress at the other.
  */
@@ -348,6 +363,7 @@ struct connection {
 	u32 seen;                   /* when a packet last came by; seconds of the monotonic clock */
 	u32 flags;                  /* FLOW_*, CONNECTION_* */
 	u32 generation[DIRECTIONS]; /* of policy when it allowed the connection; 0 = it has not yet */
+	struct passage plain[2];    /* of the packets of either end, the lesser first */
 };
 
 #define CONNECTION_TURNED 0x1000 /* the greater end began it */
@@ -401,7 +417,7 @@ struct work {
 	struct affinity affinity;
 	struct subject subject;  /* whose packet it is to policy */
 	u32 is_read;             /* between stages: whether packet is this one, its fragments joined */
-	u32 pad;                 /* zero */
+	u32 is_plain;            /* between stages: whether no flow or service is for the packet */
 	struct flow_event event; /* what policy makes of it */
 	struct held held;
 };

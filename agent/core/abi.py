@@ -114,7 +114,8 @@ SUBJECT = _layout("subject", identity="I", flags="I", since="I", device="I")
 POLICY_KEY = _layout("policy_key", prefix_bits="I", subject="I", peer="I", direction="B", protocol="B", port="2s")
 POLICY_ENTRY = _layout("policy_entry", rule="I", allowed="I")
 POLICY_STATE = _layout("policy_state", generation="I", sample="I", is_strict="I", is_answered="I")
-CONNECTION = _layout("connection", seen="I", flags="I", generation="8s")
+PASSAGE = _layout("passage", from_pod="I", to_pod="I")
+CONNECTION = _layout("connection", seen="I", flags="I", generation="8s", plain=f"{2 * PASSAGE.size}s")
 POD_DEVICE = _layout("pod_device", ipv4="16s", ipv6="16s")
 FLOW_EVENT = _layout(
     "flow_event",
@@ -142,7 +143,7 @@ WORK = _layout(
     affinity=f"{AFFINITY.size}s",
     subject=f"{SUBJECT.size}s",
     is_read="I",
-    pad="I",
+    is_plain="I",
     event=f"{FLOW_EVENT.size}s",
     held=f"{HELD.size}s",
 )

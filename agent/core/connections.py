@@ -40,5 +40,5 @@ class Expiry:
 
     def is_over(self, key: bytes, value: bytes) -> bool:
         """Tell whether one is over."""
-        seen, flags, _ = CONNECTION.packer.unpack(value)
+        seen, flags, *_ = CONNECTION.packer.unpack(value)
         return bool(seen < self._cutoffs[key[_PROTOCOL]][flags & _FLAGS_MASK])

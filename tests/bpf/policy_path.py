@@ -239,6 +239,13 @@ class PolicyPath(PacketPath):
         """Read what is known of connections."""
         return sorted(_known(key, value) for key, value in self.store.maps["connections"].items())
 
+    def age(self, seconds: int) -> None:
+        """Let what is known of connections be older."""
+        connections = self.store.maps["connections"]
+        for key, value in [*connections.items()]:
+            seen = int.from_bytes(value[:4], "little") - seconds
+            connections.update(key, (seen % (1 << 32)).to_bytes(4, "little") + value[4:])
+
     def told(self) -> list[Told]:
         """Say what was told since this was last asked."""
         return self.events.read()
@@ -313,7 +320,7 @@ def _end(address: bytes, port: bytes) -> End:
 def _known(key: bytes, value: bytes) -> Known:
     lesser, greater, protocol = _ends(key)
     assert key[:16] + key[32:34] <= key[16:32] + key[34:36], "the lesser end comes first"
-    seen, flags, generations = CONNECTION.packer.unpack(value)
+    seen, flags, generations, _ = CONNECTION.packer.unpack(value)
     ingress, egress = struct.unpack("=II", generations)
     ends = (greater, lesser) if flags & CONNECTION_TURNED else (lesser, greater)
     return Known(*ends, protocol, ingress, egress, FlowFlag(flags & ~CONNECTION_TURNED), seen)

@@ -78,14 +78,6 @@ def now() -> int:
     return int(time.clock_gettime(time.CLOCK_MONOTONIC))
 
 
-def age(policy: PolicyPath, seconds: int) -> None:
-    """Let what is known of connections be older."""
-    connections = policy.store.maps["connections"]
-    for key, value in [*connections.items()]:
-        seen = int.from_bytes(value[:4], "little") - seconds
-        connections.update(key, (seen % (1 << 32)).to_bytes(4, "little") + value[4:])
-
-
 @PAIRS
 def test_both_ways_of_an_allowed_connection_pass_though_nothing_else_is_allowed(pair):
     pair.allow()
@@ -211,14 +203,14 @@ def test_datagrams_after_a_silence_are_a_beginning(policy, family):
     pair = Pair(policy, "udp", family, is_client=True)
     pair.allow()
     assert pair.ask()
-    age(policy, 31)
+    policy.age(31)
     assert not pair.answer(), "30 s without an answer"
 
     assert pair.ask()
     assert pair.answer()
-    age(policy, 119)
+    policy.age(119)
     assert pair.answer()
-    age(policy, 122)
+    policy.age(122)
     assert not pair.answer()
 
 
@@ -226,7 +218,7 @@ def test_a_packet_says_when_its_connection_was_last_seen(policy):
     pair = Pair(policy, "tcp", 0, is_client=True)
     pair.allow()
     assert [pair.ask(), pair.answer(), pair.ask("A")] == [True] * 3
-    age(policy, SOME_S)
+    policy.age(SOME_S)
     assert pair.answer("A")
     (known,) = policy.connections()
     assert 0 <= now() - known.seen <= 1

@@ -27,7 +27,7 @@ def key(number: int, protocol: int = TCP) -> bytes:
 
 
 def value(age_s: int, flags: int = 0) -> bytes:
-    return CONNECTION.packer.pack(NOW - age_s, flags, bytes(8))
+    return CONNECTION.packer.pack(NOW - age_s, flags, bytes(8), bytes(16))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,14 @@ def test_a_client_with_affinity_keeps_its_backend(sticky):
     assert len(set.union(*chosen.values())) > 1
 
 
-@pytest.mark.parametrize(("silent_s", "is_kept"), [(98, True), (102, False)])
+@pytest.mark.parametrize(
+    ("silent_s", "is_kept"),
+    [
+        pytest.param(98, True, id="not over"),
+        pytest.param(102, False, id="over"),
+        pytest.param(-2, True, id="another CPU was ahead"),
+    ],
+)
 def test_affinity_ends_after_its_timeout(sticky, silent_s, is_kept):
     path, frontends = sticky
     hosts = [f"10.180.2.{number}" for number in range(10, 40)]

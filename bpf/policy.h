@@ -469,13 +469,14 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 	if (!begins && found) {
 		generation = known.began == leaves ? &found->generation[DIRECTION_EGRESS]
 						   : &found->generation[DIRECTION_INGRESS];
-		if (*generation && (*generation == state->generation || packet->kind == PACKET_ICMP_ERROR)) {
+		if (*generation && *generation == state->generation) {
 			if (packet->kind != PACKET_ICMP_ERROR && packet->kind != PACKET_LATER_FRAGMENT)
 				policy_note(found, packet, known.began, now);
 			return true;
 		}
 	}
-	if (packet->kind == PACKET_ICMP_ERROR)
+	/* What is about a connection that was allowed is judged as its packets are, once the generation has moved. */
+	if (packet->kind == PACKET_ICMP_ERROR && (!generation || !*generation))
 		return policy_admit_error(skb, work, leaves);
 	policy_describe(work);
 	if (!policy_judge(work, leaves, known.began)) {
@@ -489,7 +490,7 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 			policy_forget_asked(work);
 		if (!policy_begin(work, &known, state->generation, now))
 			return policy_drop(event, REASON_UNTRACKED);
-	} else if (generation) {
+	} else if (generation && packet->kind != PACKET_ICMP_ERROR) {
 		*generation = state->generation;
 		policy_note(found, packet, known.began, now);
 	}

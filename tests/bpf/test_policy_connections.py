@@ -327,6 +327,32 @@ def test_errors_about_an_allowed_connection_pass_whoever_sends_them(pair, kind):
     assert pair.policy.connections() == before
 
 
+@PAIRS
+def test_errors_about_a_connection_end_with_its_allowance(pair):
+    """They belong to it: what was taken back is not reached by them either, whatever has moved since they were last."""
+    pair.allow()
+    sent = packet(pair.protocol, *pair.ends)
+    answer = packet(pair.protocol, *pair.ends[::-1], flags="SA")
+    own, peer = (sent, answer) if pair.is_client else (answer, sent)
+    incoming, outgoing = icmp_error(own, at.GATEWAY[pair.family]), icmp_error(peer, at.POD_ONE[pair.family])
+    assert pair.ask()
+    pair.policy.raise_generation()
+    before = pair.policy.connections()
+    assert not fault_of_pass(pair.policy.to_pod(incoming), incoming), "still allowed, though nobody has asked since"
+    assert not fault_of_pass(pair.policy.from_pod(outgoing), outgoing)
+    pair.policy.judged()
+    pair.policy.told()
+
+    pair.deny()
+    pair.policy.raise_generation()
+    assert is_dropped(pair.policy.to_pod(incoming))
+    assert is_dropped(pair.policy.from_pod(outgoing))
+
+    assert pair.policy.connections() == before, "an error says nothing of a connection"
+    assert pair.policy.judged() == {(pair.direction, Reason.POLICY, False): 2}
+    assert {(told.protocol, told.peer) for told in pair.policy.told()} == {(NUMBERS[pair.protocol], REMOTE)}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_errors_about_a_ping_pass(policy, family):
     policy.rule(Direction.EGRESS, REMOTE)

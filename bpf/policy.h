@@ -15,8 +15,12 @@
 #include "route.h"
 #include "events.h"
 
-/* How long after the agent's first start datagrams may belong to a conversation that is older, seconds. */
+/*
+ * How long after the agent's first start packets may belong to what is older, seconds: datagrams to a conversation, those
+ * of a stream to a connection, of which more are silent for long.
+ */
 #define POLICY_YOUNG_S          120
+#define POLICY_YOUNG_STREAM_S   600
 
 /* Clients' ports begin about here, and servers' are mostly below. */
 #define POLICY_CLIENT_PORTS     32768
@@ -34,6 +38,21 @@ static __always_inline struct policy_state *policy_state_now(void)
 	u32 only = 0;
 
 	return policy_states.lookup(&only);
+}
+
+/*
+ * Read the state of policy as it is before anything else is: a verdict is that of the generation that was in force when it
+ * was begun with, however long it took.
+ */
+static __always_inline const struct policy_state *policy_state_read(struct policy_state *read)
+{
+	const volatile struct policy_state *state = policy_state_now();
+
+	if (!state)
+		return NULL;
+	read->generation = state->generation;
+	read->sample = state->sample;
+	return read;
 }
 
 static __always_inline bool policy_is_link_local(const struct address *address)
@@ -352,7 +371,8 @@ struct policy_case {
 
 /*
  * Guess who began a connection in whose midst a packet comes: the end whose port is not a server's. It is older than
- * what is known of connections, or was forgotten.
+ * what is known of connections. Only at first are there such: ports are the sender's to choose, and it would be guessed
+ * what suits it.
  */
 static __always_inline void policy_guess(const struct tuple *tuple, struct policy_case *known)
 {
@@ -422,6 +442,15 @@ static __always_inline struct connection *policy_find(struct work *work, struct 
 	return connections.lookup(&known->key);
 }
 
+/* Whether a packet may belong to a connection that is older than what is known of connections. */
+static __always_inline bool policy_may_be_older(const struct work *work, u32 now)
+{
+	u32 since = work->subject.since;
+	u32 young = policy_is_stream(work->packet.tuple.protocol) ? POLICY_YOUNG_STREAM_S : POLICY_YOUNG_S;
+
+	return since && now - since < young;
+}
+
 /* Whether a packet begins another connection than the one that is known; else, who began that. */
 static __always_inline bool policy_begins(struct work *work, const struct connection *found,
 					  struct policy_case *known, u32 now)
@@ -438,8 +467,7 @@ static __always_inline bool policy_begins(struct work *work, const struct connec
 		if (!(opens ? is_over || !known->began : is_over && !policy_is_stream(protocol)))
 			return false;
 		known->began = true;
-	} else if (!opens && (policy_is_stream(protocol) ||
-			      (work->subject.since && now - work->subject.since < POLICY_YOUNG_S))) {
+	} else if (!opens && policy_may_be_older(work, now)) {
 		policy_guess(&work->event.tuple, known);
 	}
 	return true;
@@ -453,7 +481,8 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 {
 	const struct packet *packet = &work->packet;
 	struct flow_event *event = &work->event;
-	struct policy_state *state = policy_state_now();
+	struct policy_state read;
+	const struct policy_state *state = policy_state_read(&read);
 	struct policy_case known;
 	struct connection *found;
 	u32 now, *generation = NULL;

@@ -135,15 +135,18 @@ def test_who_is_held_is_so_by_whatever_address(policy, ends, family, leaves):
     policy.release(at.POD_ONE)
     policy.device("one", None)
     policy.subject(at.SECOND_REMOTE_POD, TWO, SubjectFlag(0))
-    own, peer = (End(pair[family], port) for pair, port in zip(ends, (1, 2), strict=True))
-    sent = packet("udp", *((own, peer) if leaves else (peer, own)))
-    assert not fault_of_pass(cross(policy, sent, leaves=leaves), sent), "in standard mode nobody is held"
+
+    def sent(port: int) -> Packet:
+        own, peer = End(ends[0][family], port), End(ends[1][family], 2)
+        return packet("udp", *((own, peer) if leaves else (peer, own)))
+
+    assert not fault_of_pass(cross(policy, sent(1), leaves=leaves), sent(1)), "in standard mode nobody is held"
     policy.judged()
     policy.told()
 
     policy.set_state(is_strict=True)
 
-    assert_dropped(policy, cross(policy, sent, leaves=leaves), Reason.HELD, leaves=leaves)
+    assert_dropped(policy, cross(policy, sent(3), leaves=leaves), Reason.HELD, leaves=leaves)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -213,7 +213,8 @@ def test_a_pod_that_has_moved_is_believed_before_its_subject_says_so(policy, pro
 
     assert not fault_of_pass(policy.from_pod(sent), sent)
     policy.device("one", None)
-    assert is_dropped(policy.from_pod(sent))
+    other = packet(protocol, End(at.POD_ONE[family], CLIENT_PORT + 1), End(at.REMOTE_POD[family], 80))
+    assert is_dropped(policy.from_pod(other))
     assert policy.judged()[Direction.EGRESS, Reason.SPOOFED, False] == 1
 
 

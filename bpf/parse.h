@@ -15,9 +15,9 @@
 #define HAS_POLICY 0
 #endif
 
-#define ETH_P_IP               0x0800
-#define ETH_P_IPV6             0x86dd
-#define ETH_SIZE               14 /* every device that the programs are attached to has an Ethernet header, lo included */
+#define ETH_P_IP   0x0800
+#define ETH_P_IPV6 0x86dd
+#define ETH_SIZE   14 /* every device that the programs are attached to has an Ethernet header, lo included */
 
 #define IPPROTO_HOPOPTS        0
 #define IPPROTO_ICMP           1
@@ -325,6 +325,8 @@ static __always_inline bool parse_foreign(struct packet *packet, u32 ifindex)
 		packet->ifindex = ifindex;
 		packet->kind = PACKET_WHOLE;
 		packet->flags = 0;
+		packet->tuple.source_port = 0;
+		packet->tuple.destination_port = 0;
 	}
 	return parse_ends(packet, PARSE_FOREIGN);
 }

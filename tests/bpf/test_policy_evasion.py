@@ -49,6 +49,7 @@ def assert_dropped(policy: PolicyPath, ran: Ran, reason: Reason, *, leaves: bool
     assert policy.judged() == {(direction_of(leaves=leaves), reason, False): 1}
     (told,) = policy.told()
     assert (told.reason, told.device, told.allowed) == (reason, policy.ifindex[device], False)
+    assert told.protocol or told.source == told.destination == End("::", 0), "what is no IP has no ends"
 
 
 def allow_all(policy: PolicyPath, subject: int = ONE) -> None:

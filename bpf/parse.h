@@ -107,6 +107,7 @@ enum parse_reading {
 	PARSE_STRAY,      /* an ICMP error that does not tell what it is about; its tuple means nothing */
 	PARSE_UNREADABLE, /* it contradicts itself, or goes on beyond what is read */
 	PARSE_FOREIGN,    /* neither IPv4 nor IPv6 */
+	PARSE_MAPPED, /* IPv6 between addresses that stand for IPv4's, which no wire has (RFC 4291); its tuple deceives */
 };
 
 static __always_inline bool parse_ends(struct packet *packet, enum parse_reading reading)
@@ -317,6 +318,25 @@ static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *pa
 	return true;
 }
 
+/* What is neither IPv4 nor IPv6 has no more to it than where it is seen, which policy tells. */
+static __always_inline bool parse_foreign(struct packet *packet, u32 ifindex)
+{
+	if (HAS_POLICY) {
+		packet->ifindex = ifindex;
+		packet->kind = PACKET_WHOLE;
+		packet->flags = 0;
+		packet->tuple.source_port = 0;
+		packet->tuple.destination_port = 0;
+	}
+	return parse_ends(packet, PARSE_FOREIGN);
+}
+
+/* Whether an address of an IPv6 header would be taken for an IPv4 one. */
+static __always_inline bool parse_is_mapped(const struct address *address)
+{
+	return !(address->word[0] | address->word[1] | (address->word[2] ^ bpf_htonl(0xffff)));
+}
+
 /* Read the IP header where it stands. Returns the offset of what follows it; 0 = not to be read. */
 static __always_inline u32 parse_network(struct __sk_buff *skb, struct packet *packet)
 {
@@ -379,7 +399,7 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	/* LLVM 14 else reads it later, through a computed context pointer, which the verifier refuses. */
 	asm volatile("" : "+r"(ifindex));
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
-		return parse_ends(packet, PARSE_FOREIGN);
+		return parse_foreign(packet, ifindex);
 	/* What is read below need not be cleared, nor what only an ICMP error has. */
 	packet->ifindex = ifindex;
 	if (HAS_POLICY)
@@ -393,6 +413,9 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	packet->tuple.pad[2] = 0;
 	packet->is_ipv6 = skb->protocol == bpf_htons(ETH_P_IPV6);
 	packet->l4 = parse_network(skb, packet);
+	if (HAS_POLICY && packet->is_ipv6 &&
+	    (parse_is_mapped(&packet->tuple.source) || parse_is_mapped(&packet->tuple.destination)))
+		return parse_ends(packet, PARSE_MAPPED);
 	if (!packet->l4)
 		return parse_ends(packet, PARSE_UNREADABLE);
 	packet->l3_size = packet->l4 - ETH_SIZE;

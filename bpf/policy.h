@@ -15,8 +15,12 @@
 #include "route.h"
 #include "events.h"
 
-/* How long after the agent's first start datagrams may belong to a conversation that is older, seconds. */
+/*
+ * How long after the agent's first start packets may belong to what is older, seconds: datagrams to a conversation, those
+ * of a stream to a connection, of which more are silent for long.
+ */
 #define POLICY_YOUNG_S          120
+#define POLICY_YOUNG_STREAM_S   600
 
 /* Clients' ports begin about here, and servers' are mostly below. */
 #define POLICY_CLIENT_PORTS     32768
@@ -29,8 +33,17 @@
 
 /* ICMPv6 that links live by: multicast listeners, routers, neighbours (RFC 2710, RFC 4861), listeners again (RFC 3810). */
 #define ICMPV6_LISTENER_QUERY   130
+#define ICMPV6_LISTENER_DONE    132
+#define ICMPV6_ROUTER_ADVERT    134
 #define ICMPV6_REDIRECT         137
 #define ICMPV6_LISTENER_REPORTS 143
+/* What it is sent with, so that it comes from its link and stays there. */
+#define LISTENER_HOP_LIMIT      1
+#define NEIGHBOUR_HOP_LIMIT     255
+
+#define ETH_P_ARP               0x0806
+#define ETH_P_8021Q             0x8100
+#define ETH_P_8021AD            0x88a8
 
 static __always_inline struct policy_state *policy_state_now(void)
 {
@@ -44,16 +57,48 @@ static __always_inline bool policy_is_link_local(const struct address *address)
 	return (address->word[0] & bpf_htonl(IPV6_LINK_LOCAL_MASK)) == bpf_htonl(IPV6_LINK_LOCAL);
 }
 
-/* Whether a packet is what a link cannot do without. */
-static __always_inline bool policy_is_discovery(struct __sk_buff *skb, const struct packet *packet)
+/*
+ * Read the state of policy as it is before anything else is: a verdict is that of the generation that was in force when it
+ * was begun with, however long it took.
+ */
+static __always_inline const struct policy_state *policy_state_read(struct policy_state *read)
+{
+	const volatile struct policy_state *state = policy_state_now();
+
+	if (!state)
+		return NULL;
+	read->generation = state->generation;
+	read->sample = state->sample;
+	return read;
+}
+
+static __always_inline bool policy_is_strict(void)
+{
+	struct policy_state *state = policy_state_now();
+
+	return state && state->is_strict;
+}
+
+/* The type of an ICMPv6 message; 0 = it cannot be read. */
+static __always_inline u8 policy_icmp_type(struct __sk_buff *skb, const struct packet *packet)
 {
 	u8 type = 0;
 
+	return bpf_skb_load_bytes(skb, packet->l4, &type, sizeof(type)) ? 0 : type;
+}
+
+/* Whether a packet is what a link cannot do without. What has come from beyond the link only looks like that. */
+static __always_inline bool policy_is_discovery(struct __sk_buff *skb, const struct packet *packet)
+{
+	u8 type;
+
 	if (!packet->is_ipv6 || packet->reading != PARSE_OTHER || packet->kind != PACKET_ICMP_ECHO)
 		return false;
-	if (bpf_skb_load_bytes(skb, packet->l4, &type, sizeof(type)))
-		return false;
-	return (type >= ICMPV6_LISTENER_QUERY && type <= ICMPV6_REDIRECT) || type == ICMPV6_LISTENER_REPORTS;
+	type = policy_icmp_type(skb, packet);
+	if (type == ICMPV6_LISTENER_REPORTS ||
+	    (type >= ICMPV6_LISTENER_QUERY && type <= ICMPV6_LISTENER_DONE))
+		return packet->ttl == LISTENER_HOP_LIMIT;
+	return type > ICMPV6_LISTENER_DONE && type <= ICMPV6_REDIRECT && packet->ttl == NEIGHBOUR_HOP_LIMIT;
 }
 
 /* Read the addresses of an ICMP error itself: its tuple has those of what it is about. */
@@ -123,22 +168,109 @@ static __always_inline struct subject *policy_behind(struct pod_device *pod, boo
 	return found ? found : subjects.lookup(is_ipv6 ? &pod->ipv4 : &pod->ipv6);
 }
 
-/* Whether an address is one that pods of this node have. */
-static __always_inline bool policy_is_pods(const struct address *address)
+static __always_inline bool policy_is_nobody(const struct address *address)
 {
-	struct address_range range = { .prefix_bits = 128, .address = *address };
-	u32 *flags = pod_ranges.lookup(&range);
+	return !(address->word[0] | address->word[1] | address->word[2] | address->word[3]);
+}
 
-	return flags && *flags & POD_RANGE_OWN && !route_is_own(address);
+/* Whether an IPv6 address is one that no router sends anything on to: link-local, or a multicast group's. */
+static __always_inline bool policy_is_near(const struct address *address)
+{
+	return policy_is_link_local(address) ||
+	       (address->word[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+/**
+ * policy_is_anothers - Whether a source is not the pod's behind a device, or is known to be elsewhere.
+ * @pod: who is behind it, if that is known
+ * @found: whose the source is, if it is a subject's that does not say that it is behind this device
+ */
+static __always_inline bool policy_is_anothers(const struct address *source, bool is_ipv6,
+					       const struct pod_device *pod, const struct subject *found)
+{
+	if (pod)
+		return !address_equal(source, is_ipv6 ? &pod->ipv6 : &pod->ipv4);
+	return found ? found->device : route_is_own(source);
 }
 
 /* Whether a pod's packet has a source that is not the pod's. Its link-local address nobody but the pod knows. */
-static __always_inline bool policy_is_spoofed(const struct packet *packet, const struct address *source,
-					      const struct pod_device *pod)
+static __always_inline bool policy_is_spoofed(const struct packet *packet, const struct tuple *tuple,
+					      const struct pod_device *pod, const struct subject *found)
 {
-	if (packet->reading == PARSE_UNREADABLE || (packet->is_ipv6 && policy_is_link_local(source)))
+	/* Not even its IP header could be read. */
+	if (packet->reading == PARSE_UNREADABLE && policy_is_nobody(&tuple->destination))
 		return false;
-	return !address_equal(source, packet->is_ipv6 ? &pod->ipv6 : &pod->ipv4);
+	if (packet->is_ipv6 && policy_is_link_local(&tuple->source))
+		return !policy_is_near(&tuple->destination);
+	return policy_is_anothers(&tuple->source, packet->is_ipv6, pod, found);
+}
+
+/* Whether a packet is on its way to a gateway, beyond which nobody takes it for what its link lives by. */
+static __always_inline bool policy_is_routed(struct __sk_buff *skb, const struct tuple *tuple)
+{
+	struct bpf_fib_lookup route = { .family = AF_INET6, .ifindex = LOOPBACK };
+	struct address *next = (struct address *)route.ipv6_dst;
+
+	if (policy_is_near(&tuple->destination))
+		return false;
+	__builtin_memcpy(route.ipv6_src, &tuple->source, sizeof(tuple->source));
+	__builtin_memcpy(route.ipv6_dst, &tuple->destination, sizeof(tuple->destination));
+	/* What there is no way for goes nowhere; the next hop stands where the destination did. */
+	bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	return !address_equal(next, &tuple->destination);
+}
+
+/* Whether a pod says of its link what is not for it to say, or not in its own name. */
+static __always_inline bool policy_misleads(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct address *source = &packet->tuple.source;
+	u8 type = policy_icmp_type(skb, packet);
+	u32 ifindex = packet->ifindex;
+	struct subject *found;
+
+	if (type == ICMPV6_ROUTER_ADVERT || type == ICMPV6_REDIRECT || policy_is_routed(skb, &packet->tuple))
+		return true;
+	if (policy_is_nobody(source) || policy_is_link_local(source))
+		return false;
+	found = subjects.lookup((struct address *)source);
+	return !(found && found->device == ifindex) &&
+	       policy_is_anothers(source, true, pod_devices.lookup(&ifindex), found);
+}
+
+/* Whether somebody behind the device may take a packet for IP that is not IP here: one more tag is before it. */
+static __always_inline bool policy_is_tagged(struct __sk_buff *skb)
+{
+	return skb->protocol == bpf_htons(ETH_P_8021Q) || skb->protocol == bpf_htons(ETH_P_8021AD);
+}
+
+/**
+ * policy_admit_link - Decide whether what no policy is about may pass: discovery, and what is no IP.
+ * @leaves: whether it comes from a pod
+ */
+static __always_inline bool policy_admit_link(struct __sk_buff *skb, struct work *work, bool leaves)
+{
+	struct packet *packet = &work->packet;
+	u32 ifindex = packet->ifindex;
+
+	work->subject.identity = 0;
+	if (packet->reading != PARSE_FOREIGN)
+		return !ANTI_SPOOFING || !leaves || !policy_misleads(skb, packet) ||
+		       policy_turn_away(work, leaves, REASON_SPOOFED);
+	if (policy_is_tagged(skb))
+		return policy_turn_away(work, leaves, REASON_UNREADABLE);
+	return skb->protocol == bpf_htons(ETH_P_ARP) || !policy_is_strict() || pod_devices.lookup(&ifindex) ||
+	       policy_turn_away(work, leaves, REASON_HELD);
+}
+
+/*
+ * Whether an ICMP error is for whoever sent the packet that it quotes, and comes from that one's receiver, if from a pod.
+ * Else it may quote what it likes. Translation gives errors and what they quote the same ends.
+ */
+static __always_inline bool policy_is_related(const struct packet *packet, const struct tuple *error,
+					      bool leaves)
+{
+	return address_equal(&error->destination, &packet->tuple.destination) &&
+	       (!leaves || address_equal(&error->source, &packet->tuple.source));
 }
 
 /**
@@ -152,30 +284,33 @@ static __always_inline bool policy_identify(struct __sk_buff *skb, struct work *
 	struct tuple *tuple = &packet->tuple;
 	u32 ifindex = packet->ifindex;
 	struct pod_device *pod = NULL;
-	struct policy_state *state;
 	struct address *own;
 	struct subject *found;
+	bool is_placed;
 
 	work->subject.identity = 0;
+	if (packet->reading == PARSE_MAPPED)
+		return policy_turn_away(work, leaves, leaves ? REASON_SPOOFED : REASON_UNREADABLE);
 	if (policy_is_error(packet)) {
 		tuple = &work->event.tuple;
 		policy_read_error(skb, packet, tuple);
+		if (!policy_is_related(packet, tuple, leaves))
+			packet->reading = PARSE_STRAY;
 	}
 	own = leaves ? &tuple->source : &tuple->destination;
 	found = subjects.lookup(own);
 	/* Most packets come from a subject that says itself that it is behind this device. */
-	if (!found || (ANTI_SPOOFING && leaves && found->device != ifindex))
+	is_placed = found && found->device == ifindex;
+	if (!is_placed)
 		pod = pod_devices.lookup(&ifindex);
-	if (ANTI_SPOOFING && leaves && pod && policy_is_spoofed(packet, own, pod))
+	if (ANTI_SPOOFING && leaves && !is_placed && policy_is_spoofed(packet, tuple, pod, found))
 		return policy_turn_away(work, leaves, REASON_SPOOFED);
 	if (!found && pod)
 		found = policy_behind(pod, packet->is_ipv6);
-	if (!found) {
-		state = policy_state_now();
-		if (state && state->is_strict && (pod || policy_is_pods(own)))
-			return policy_turn_away(work, leaves, REASON_HELD);
+	if ((!found || (!is_placed && !pod)) && policy_is_strict())
+		return policy_turn_away(work, leaves, REASON_HELD);
+	if (!found)
 		return true;
-	}
 	if (packet->reading != PARSE_UNREADABLE) {
 		work->subject = *found;
 	} else if (found->flags & (leaves ? SUBJECT_EGRESS : SUBJECT_INGRESS)) {
@@ -422,7 +557,8 @@ struct policy_case {
 
 /*
  * Guess who began a connection in whose midst a packet comes: the end whose port is not a server's. It is older than
- * what is known of connections, or was forgotten.
+ * what is known of connections. Only at first are there such: ports are the sender's to choose, and it would be guessed
+ * what suits it.
  */
 static __always_inline void policy_guess(const struct tuple *tuple, struct policy_case *known)
 {
@@ -558,6 +694,15 @@ static __always_inline struct connection *policy_find(struct work *work, struct 
 	return connections.lookup(&known->key);
 }
 
+/* Whether a packet may belong to a connection that is older than what is known of connections. */
+static __always_inline bool policy_may_be_older(const struct work *work, u32 now)
+{
+	u32 since = work->subject.since;
+	u32 young = policy_is_stream(work->packet.tuple.protocol) ? POLICY_YOUNG_STREAM_S : POLICY_YOUNG_S;
+
+	return since && now - since < young;
+}
+
 /* Whether a packet begins another connection than the one that is known; else, who began that. */
 static __always_inline bool policy_begins(struct work *work, const struct connection *found,
 					  struct policy_case *known, u32 now)
@@ -574,8 +719,7 @@ static __always_inline bool policy_begins(struct work *work, const struct connec
 		if (!(opens ? is_over || !known->began : is_over && !policy_is_stream(protocol)))
 			return false;
 		known->began = true;
-	} else if (!opens && (policy_is_stream(protocol) ||
-			      (work->subject.since && now - work->subject.since < POLICY_YOUNG_S))) {
+	} else if (!opens && policy_may_be_older(work, now)) {
 		policy_guess(&work->event.tuple, known);
 	}
 	return true;
@@ -589,7 +733,8 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 {
 	const struct packet *packet = &work->packet;
 	struct flow_event *event = &work->event;
-	struct policy_state *state = policy_state_now();
+	struct policy_state read;
+	const struct policy_state *state = policy_state_read(&read);
 	struct policy_case known;
 	struct connection *found;
 	u32 now, *generation = NULL;

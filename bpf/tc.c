@@ -616,7 +616,7 @@ static __always_inline int enter(struct __sk_buff *skb, struct work *work, bool 
 	if (parse_packet(skb, packet) && policy_passes(work, leaves))
 		return TC_ACT_UNSPEC;
 	if (packet->reading == PARSE_FOREIGN || policy_is_discovery(skb, packet))
-		return TC_ACT_UNSPEC;
+		return policy_admit_link(skb, work, leaves) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 	return policy_identify(skb, work, leaves) ? GO_ON : TC_ACT_SHOT;
 }
 

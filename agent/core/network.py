@@ -88,11 +88,12 @@ class LocalAddress(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """Devices and addresses in the kernel's order, and the addresses that the default routes leave from."""
+    """Devices and addresses in the kernel's order; what the default routes leave from, and by which devices."""
 
     devices: tuple[Device, ...] = ()
     addresses: tuple[LocalAddress, ...] = ()
     sources: frozenset[bytes] = frozenset()
+    uplinks: frozenset[int] = frozenset()
 
     @cached_property
     def local(self) -> frozenset[bytes]:

@@ -132,7 +132,9 @@ class Dataplane:
             self.packet_path.follow(self._wanted(self._network), _ATTACH_BUDGET_S)
 
     def _wanted(self, network: Network) -> dict[tc.Hook, PacketProgram]:
-        return wanted_programs(network.devices, self.options.patterns, policy=self.options.programs.policy)
+        return wanted_programs(
+            network.devices, self.options.patterns, policy=self.options.programs.policy, uplinks=network.uplinks
+        )
 
     @property
     def faults(self) -> tuple[str, ...]:

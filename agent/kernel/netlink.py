@@ -190,16 +190,18 @@ def concerns_network(message: Message) -> bool:
 
 
 def read_network(netlink: Netlink) -> Network:
-    """Read devices, addresses and what the default routes leave from. Raises: OSError."""
+    """Read devices, addresses and where the default routes leave. Raises: OSError."""
     while True:
         with contextlib.suppress(DumpInterrupted):
             mask = pack_attribute(_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
             links = netlink.dump(Kind.GET_LINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + mask)
             addresses = netlink.dump(Kind.GET_ADDRESS, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+            ways = tuple(_default_ways(netlink))
             return Network(
                 tuple(_device(message.body) for message in links if message.kind == Kind.NEW_LINK),
                 tuple(_local_address(message.body) for message in addresses if message.kind == Kind.NEW_ADDRESS),
-                frozenset(_sources(netlink)),
+                frozenset(source for source, _ in ways),
+                frozenset(device for _, device in ways),
             )
 
 
@@ -226,14 +228,15 @@ def _local_address(body: bytes) -> LocalAddress:
     return LocalAddress(address, index, bits + (96 if family == socket.AF_INET else 0), scope, wide_flags)
 
 
-def _sources(netlink: Netlink) -> Iterator[bytes]:
+def _default_ways(netlink: Netlink) -> Iterator[tuple[bytes, int]]:
+    """Say from which address and by which device packets leave that go far."""
     for target in _ELSEWHERE:
         family = socket.AF_INET if len(target) == 4 else socket.AF_INET6
         request = ROUTE.pack(family, len(target) * 8, 0, 0, 0, 0, 0, 0, 0) + pack_attribute(1, target)
         with contextlib.suppress(OSError):  # there is no such route
-            source = unpack_attributes(netlink.ask(Kind.GET_ROUTE, request).body[ROUTE.size :]).get(7)
-            if source:
-                yield _widen(source)
+            found = unpack_attributes(netlink.ask(Kind.GET_ROUTE, request).body[ROUTE.size :])
+            if source := found.get(7):  # RTA_PREFSRC; RTA_OIF
+                yield _widen(source), number(found.get(4, b""))
 
 
 def _widen(address: bytes) -> bytes:

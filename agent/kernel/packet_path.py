@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from agent.core.network import LOOPBACK, Device, DevicePatterns
 from agent.kernel import bpf
@@ -27,17 +27,25 @@ _OF_PODS = {Direction.INGRESS: PacketProgram.FROM_POD, Direction.EGRESS: PacketP
 
 
 def wanted_programs(
-    devices: Iterable[Device], patterns: DevicePatterns, *, policy: bool = False
+    devices: Iterable[Device], patterns: DevicePatterns, *, policy: bool = False, uplinks: Container[int] = ()
 ) -> dict[Hook, PacketProgram]:
-    """Say which hook is to run which program. Where there is policy, devices that pods may be behind have their own."""
+    """Say which hook is to run which program. Where there is policy, devices that pods may be behind have their own.
+
+    ``uplinks``: what the default routes leave by, which is a veth where the node is a container itself.
+    """
     known = tuple(devices)
     wanted = {
         Hook(device.ifindex, direction): program
         for device in patterns.choose(known)
-        for direction, program in (_OF_PODS if policy and device.kind == _POD_KIND else _OF_ANY).items()
+        for direction, program in _choose(device, uplinks, policy=policy).items()
     }
     loops = (device for device in known if device.hardware == LOOPBACK)
     return wanted | {Hook(device.ifindex, Direction.EGRESS): PacketProgram.LOOPBACK for device in loops}
+
+
+def _choose(device: Device, uplinks: Container[int], *, policy: bool) -> dict[Direction, PacketProgram]:
+    is_pods = device.kind == _POD_KIND and device.ifindex not in uplinks
+    return _OF_PODS if policy and is_pods else _OF_ANY
 
 
 class PacketPath:

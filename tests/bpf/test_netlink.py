@@ -130,7 +130,10 @@ def test_what_the_default_routes_leave_from(namespace, routes, sources):
     addresses = ["192.0.2.1/24 dev v0", "198.51.100.1/32 dev lo", "fd00::1/64 dev v0 nodad"]
     netns.configure(namespace, [*DEVICES, *(f"addr add {address}" for address in addresses), *routes])
 
-    assert {format_address(address) for address in read().sources} == sources
+    found = read()
+
+    assert {format_address(address) for address in found.sources} == sources
+    assert found.uplinks == ({socket.if_nametoindex("v0")} if sources else frozenset())
 
 
 def test_a_refusal_is_an_error_with_its_number(namespace):

@@ -267,12 +267,57 @@ def test_in_the_midst_of_a_connection_who_began_it_is_guessed(policy, midst, is_
         assert not fault_of_pass(policy.to_pod(back) if is_own else policy.from_pod(back), back)
 
 
-@pytest.mark.parametrize("since", [0, 121], ids=["new-pod", "long-after"])
-def test_datagrams_are_not_guessed_about_but_at_first(policy, since):
-    policy.subject(at.POD_ONE, ONE, ISOLATED, since=since and now() - since)
-    policy.rule(Direction.EGRESS, REMOTE, "udp", 53)
+class Window(NamedTuple):
+    """How long a pod has been there at the first start of the agent, 0 = it was not; and what may still be older."""
 
-    assert is_dropped(policy.to_pod(packet("udp", End(at.REMOTE_POD[0], 53), End(at.POD_ONE[0], 40_000))))
+    since: int
+    datagrams: bool
+    streams: bool
+
+
+WINDOWS = {
+    "new-pod": Window(0, False, False),
+    "at-first": Window(100, True, True),
+    "later": Window(125, False, True),
+    "nearly-over": Window(590, False, True),
+    "over": Window(605, False, False),
+    "long-after": Window(SOME_S, False, False),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("is_own", [True, False], ids=["out", "in"])
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_who_began_is_guessed_at_first_alone(policy, window, is_own, protocol, family):
+    """Answers of what may be older than the agent; afterwards they are judged as begun by whoever sends them."""
+    policy.subject(at.POD_ONE, ONE, ISOLATED, since=window.since and now() - window.since)
+    own, peer = (
+        End(at.POD_ONE[family], 8080 if is_own else 40_000),
+        End(at.REMOTE_POD[family], 40_000 if is_own else 80),
+    )
+    policy.rule(Direction.INGRESS if is_own else Direction.EGRESS, REMOTE, protocol, 8080 if is_own else 80)
+    answer = packet(protocol, *((own, peer) if is_own else (peer, own)), flags="A")
+    asked = packet(protocol, *((peer, own) if is_own else (own, peer)), flags="A")
+    there, back = (policy.from_pod, policy.to_pod) if is_own else (policy.to_pod, policy.from_pod)
+
+    assert is_dropped(there(answer)) != (window.datagrams if protocol == "udp" else window.streams)
+
+    assert not fault_of_pass(back(asked), asked), "whoever has asked goes on"
+    assert not fault_of_pass(there(answer), answer), "and is answered again"
+
+
+@pytest.mark.parametrize("flags", ["A", "PA", "SA", "FA", "R", ""])
+@pytest.mark.parametrize("ports", [(80, 40_000), (40_000, 50_000), (443, 80), (40_000, 80)])
+@pytest.mark.parametrize("is_own", [True, False], ids=["out", "in"])
+def test_no_port_and_no_flag_makes_a_packet_an_answer(policy, is_own, ports, flags):
+    """The direction that is not isolated lets nothing pass that the other denies."""
+    policy.subject(at.POD_ONE, ONE, SubjectFlag.EGRESS if is_own else SubjectFlag.INGRESS, device="one")
+    source, destination = (at.POD_ONE[0], at.FAR[0]) if is_own else (at.FAR[0], at.POD_ONE[0])
+    sent = packet("tcp", End(source, ports[0]), End(destination, ports[1]), flags=flags)
+
+    assert is_dropped(policy.from_pod(sent) if is_own else policy.to_pod(sent))
+    assert policy.connections() == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -255,15 +255,16 @@ def test_where_there_is_policy_pods_devices_have_programs_of_their_own():
         Device(4, "v10", kind="veth"),
         Device(5, "v11", kind="veth", master=3, master_kind="bridge"),
         Device(6, "vx0", kind="vxlan"),
+        Device(7, "eth1", kind="veth"),
         Device(1, "lo", hardware=LOOPBACK),
     )
 
-    chosen = wanted_programs(devices, DevicePatterns(), policy=True)
+    chosen = wanted_programs(devices, DevicePatterns(), policy=True, uplinks={7})
 
     assert {(hook.device, hook.direction.name, program.value) for hook, program in chosen.items()} == {
         (1, "EGRESS", "tc_loopback"),
-        *((device, "INGRESS", "tc_ingress") for device in (2, 6)),
-        *((device, "EGRESS", "tc_egress") for device in (2, 6)),
+        *((device, "INGRESS", "tc_ingress") for device in (2, 6, 7)),
+        *((device, "EGRESS", "tc_egress") for device in (2, 6, 7)),
         *((device, "INGRESS", "tc_from_pod") for device in (4, 5)),
         *((device, "EGRESS", "tc_to_pod") for device in (4, 5)),
     }

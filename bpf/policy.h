@@ -28,6 +28,9 @@
 /* No device: packets of this way are known to have more done to them. */
 #define POLICY_NOT_PLAIN        0xffffffff
 
+/* Of the first byte of a link address. */
+#define ETH_GROUP               0x01
+
 #define IPV6_LINK_LOCAL         0xfe800000u
 #define IPV6_LINK_LOCAL_MASK    0xffc00000u
 
@@ -725,6 +728,22 @@ static __always_inline bool policy_begins(struct work *work, const struct connec
 	return true;
 }
 
+/* Whether a packet goes to everybody on the link who listens: multicast and broadcast. */
+static __always_inline bool policy_is_for_many(struct __sk_buff *skb)
+{
+	u8 first = 0;
+
+	return !bpf_skb_load_bytes(skb, 0, &first, sizeof(first)) && first & ETH_GROUP;
+}
+
+/* Judge what goes to many, for one of them: its tuple is that of all receivers, so nothing is kept of it. */
+static __always_inline bool policy_admit_for_many(struct work *work)
+{
+	work->event.tuple = work->packet.tuple;
+	policy_describe(work);
+	return policy_judge(work, false, true) || policy_drop(&work->event, work->event.reason);
+}
+
 /**
  * policy_admit - Decide whether a packet of a subject, or for one, may pass.
  * @leaves: whether it comes from the pod; then @work has the flow that it is translated by
@@ -744,6 +763,8 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 		return false;
 	if (packet->reading == PARSE_STRAY)
 		return policy_admit_error(skb, work, leaves);
+	if (!leaves && policy_is_for_many(skb))
+		return policy_admit_for_many(work);
 	now = conntrack_now(work);
 	found = policy_find(work, &known, leaves);
 	begins = policy_begins(work, found, &known, now);

@@ -239,6 +239,29 @@ def test_link_local_addresses_are_those_of_the_pod_behind_the_device(policy):
     assert policy.told()[-1][3:5] == (ONE, PEER_WORLD)
 
 
+@pytest.mark.parametrize(
+    ("source", "group", "link"),
+    [
+        pytest.param("10.180.2.99", "224.0.0.251", "01:00:5e:00:00:fb", id="IPv4"),
+        pytest.param("10.180.2.99", "255.255.255.255", "ff:ff:ff:ff:ff:ff", id="broadcast"),
+        pytest.param("fe80::9", "ff02::fb", "33:33:00:00:00:fb", id="IPv6"),
+    ],
+)
+def test_what_goes_to_many_is_judged_for_each_of_them(policy, source, group, link):
+    """Their packets have one tuple: that the first may have it says nothing of the next."""
+    policy.subject(at.POD_TWO, TWO)
+    policy.device("two", at.POD_TWO)
+    policy.rule(Direction.INGRESS, PEER_WORLD, subject=TWO)
+    sent = packet("udp", End(source, 4000), End(group, 5353))
+    sent[Ether].dst = link
+
+    assert not fault_of_pass(policy.to_pod(sent, "two"), sent)
+    assert is_dropped(policy.to_pod(sent))
+    assert not fault_of_pass(policy.to_pod(sent, "two"), sent)
+    assert is_dropped(policy.to_pod(sent))
+    assert policy.connections() == []
+
+
 ALWAYS: dict[str, Packet] = {
     "ARP": Ether(src="02:00:00:00:00:01") / ARP(psrc=at.POD_ONE[0], pdst=at.NODE[0]),
     "neighbour-solicitation": network("::", "ff02::1:ff00:10") / ICMPv6ND_NS(tgt=at.POD_ONE[1]),

@@ -135,6 +135,8 @@ def test_who_is_denied_everything_reaches_nobody_by_the_link(shop):
     assert not connects(shop.guest, shop.web), "not out"
     assert not hears_all(shop.guest, shop.web)
     assert not connects(shop.shopper, shop.guest), "nor in"
+    assert not hears_all(shop.shopper, shop.guest)
+    assert not hears_all(shop.shopper, shop.guest), "nor once others on the link have heard it"
     assert connects(shop.shopper, shop.web), "nobody else is meant"
 
 

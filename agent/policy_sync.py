@@ -16,7 +16,7 @@ from agent.core.enforced import Policy
 from agent.core.network import Network
 from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_plan import Numbers, PolicySizes
-from agent.core.policy_planner import PolicyPlanner
+from agent.core.policy_planner import BLOCKS, PolicyPlanner
 from agent.core.records import Event, ObjectKey
 from agent.errors import DataplaneError
 from agent.kernel.connections import ConnectionSweep
@@ -186,6 +186,7 @@ class PolicySync:
             self.maps.apply(plan)
         else:
             return  # more may have changed; Services have their turn
+        self.maps.hold(is_full=self.planner.lacks_subjects and not self._options.fails_open)
         self.maps.settle()
         self._retry_at, self._retry_s = None, _RETRY_FLOOR_S
         self._is_dirty = False
@@ -283,5 +284,6 @@ class PolicySync:
         for key, reason in degraded.items():
             if self.degraded.get(key) != reason:
                 log.error("policy of %s is degraded: %s", key, reason)
-                self._on_degraded(key, reason)
+                if key.namespace != BLOCKS:
+                    self._on_degraded(key, reason)
         self.degraded = degraded

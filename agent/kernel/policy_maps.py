@@ -24,6 +24,8 @@ TABLES = ("policy", "blocks", "identities", "subjects")
 """The maps of a plan, in the order they are written."""
 _ONLY = U32.packer.pack(0)
 _FIRST = 2
+_IS_STRICT, _IS_FULL = 1, 2
+"""Why pods of this node that are no subjects are held: so it was set, or there is no room for one of them."""
 _ALL_BITS = (1 << 32) - 1
 
 
@@ -43,12 +45,18 @@ class PolicyMaps:
         self._store = store
         self.generation = 0
         self._switches = PolicySwitches()
+        self._is_full = False
 
     def open(self, switches: PolicySwitches) -> None:
-        """Take the generation up where it was left, and turn the switches. Raises: DataplaneError."""
+        """Take the generation up where it was left, and turn the switches. Raises: DataplaneError.
+
+        Pods for which a former agent had no room are held until this one says otherwise.
+        """
         with _writing("policy_states"):
             found = self._store.maps["policy_states"].lookup(_ONLY) or bytes(POLICY_STATE.size)
-            self.generation = POLICY_STATE.packer.unpack(found)[0] or _FIRST
+            generation, _, strictness, _ = POLICY_STATE.packer.unpack(found)
+            self.generation = generation or _FIRST
+            self._is_full = strictness == _IS_FULL
             self._switches = switches
             wanted = self._packed_state(self.generation)
             if found != wanted:
@@ -68,6 +76,13 @@ class PolicyMaps:
         """Have everything judged by what the maps hold now, if a plan was cut short. Raises: DataplaneError."""
         if self.is_cut_short:
             self._raise()
+
+    def hold(self, *, is_full: bool) -> None:
+        """Say whether pods of this node are held that are no subjects, as there is no room. Raises: DataplaneError."""
+        if is_full != self._is_full:
+            self._is_full = is_full
+            with _writing("policy_states"):
+                self._write_state(self._packed_state(self.generation))
 
     def rejudge(self) -> None:
         """Have every connection judged again. Raises: DataplaneError."""
@@ -152,8 +167,8 @@ class PolicyMaps:
 
     def _packed_state(self, generation: int) -> bytes:
         switches = self._switches
-        flags = int(switches.is_strict), int(switches.is_answered)
-        return POLICY_STATE.packer.pack(generation, switches.sample, *flags)
+        strictness = _IS_STRICT if switches.is_strict else _IS_FULL if self._is_full else 0
+        return POLICY_STATE.packer.pack(generation, switches.sample, strictness, int(switches.is_answered))
 
 
 @contextlib.contextmanager

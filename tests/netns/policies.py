@@ -105,14 +105,15 @@ def policy_scene(**config: Any) -> Iterator[PolicyScene]:
         yield PolicyScene(scene, guest)
 
 
-def write_pods(scene: Scene, guest: Pod) -> None:
-    """Describe the pods and namespaces."""
+def write_pods(scene: Scene, guest: Pod | None = None) -> None:
+    """Describe the pods and namespaces, but for a guest that is not given."""
     node = scene.node.name
+    guests = [manifests.pod("guest", node, guest.addresses, "guest", namespace="inn")] if guest else []
     scene.manifests.write(
         "pods",
         manifests.namespace("shop", kind="shop"),
         manifests.namespace("inn", kind="inn"),
         manifests.pod("web-1", node, scene.web[0].addresses, "web", ports=NAMED),
         manifests.pod("shopper", node, scene.shopper.addresses, "shopper"),
-        manifests.pod("guest", node, guest.addresses, "guest", namespace="inn"),
+        *guests,
     )

@@ -167,6 +167,24 @@ def test_switches_are_what_was_asked_for_last(store, switches, expected):
     assert POLICY_STATE.packer.unpack(store.maps["policy_states"].entries[ONLY]) == expected
 
 
+def test_who_has_no_room_is_held_until_there_is_some_by_the_next_agent_too(store):
+    def strictness() -> int:
+        return POLICY_STATE.packer.unpack(store.maps["policy_states"].entries[ONLY])[2]
+
+    maps = opened(store, PolicySwitches())
+    maps.hold(is_full=False)
+    assert strictness() == 0
+    maps.hold(is_full=True)
+    assert strictness() == 2
+
+    after = opened(store, PolicySwitches())
+    assert strictness() == 2, "it does not know yet"
+    after.apply(PolicyPlan(bumps_generation=True))
+    assert strictness() == 2
+    after.hold(is_full=False)
+    assert strictness() == 0
+
+
 def test_counters_are_summed_over_cpus(store):
     counters = store.maps["policy_counters"].entries
     counters[U32.packer.pack(3)] = (5).to_bytes(8, "little") + (7).to_bytes(8, "little")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from agent.core.abi import SUBJECT, SubjectFlag
+from agent.core.abi import POLICY_STATE, SUBJECT, SubjectFlag
 from agent.core.network import Network
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicySizes
@@ -24,8 +24,8 @@ from agent.observe.numbers import FILE, NumberFile, read_numbers
 from agent.observe.policy_metrics import PolicyMetrics
 from agent.policy_sync import PolicyOptions, PolicySync
 from tests.builders import key, service
-from tests.policy_builders import network_policy, pod, pods, rule, selector
-from tests.policy_store import FakeStore
+from tests.policy_builders import cidr, network_policy, pod, pods, rule, selector
+from tests.policy_store import ONLY, FakeStore
 from tests.property.simulation import CLOCK, SimulatedAgent
 
 WEB = pod("web", "10.0.0.1", "fd00::1", app="web")
@@ -55,10 +55,11 @@ class Devices:
 class Node:
     """Maps and a state directory, which outlive agents; nothing happens by itself."""
 
-    def __init__(self, state_dir, clock, sizes: PolicySizes | None = None) -> None:
+    def __init__(self, state_dir, clock, sizes: PolicySizes | None = None, *, fails_open: bool = False) -> None:
         self.state_dir = state_dir
         self.clock = clock
         self.sizes = sizes or PolicySizes()
+        self.fails_open = fails_open
         self.store = FakeStore()
         self.degraded: list[tuple[str, str]] = []
         self.start()
@@ -78,7 +79,7 @@ class Node:
             self.devices,  # type: ignore[arg-type]
             SimpleNamespace(due_at=math.inf, deleted=0),  # type: ignore[arg-type]
             self.metrics,
-            PolicyOptions(self.sizes, drift_period_s=300),
+            PolicyOptions(self.sizes, fails_open=self.fails_open, drift_period_s=300),
             on_degraded=lambda pod_key, reason: self.degraded.append((str(pod_key), reason)),
             keep_policies=PolicyFile(self.state_dir).write,
         )
@@ -338,6 +339,31 @@ def test_a_pod_whose_policy_does_not_fit_is_told_once(tmp_path, clock, caplog):
     node.take(Delete(DENY.kind, DENY.key))
     node.sync.turn()
     assert node.read("ebproxy_degraded_subjects") == 0
+
+
+@pytest.mark.parametrize("fails_open", [False, True], ids=["closed", "open"])
+def test_pods_that_are_no_subjects_for_want_of_room_are_held_where_that_is_set(tmp_path, clock, fails_open):
+    node = Node(tmp_path, clock, PolicySizes(subjects=1), fails_open=fails_open)
+
+    def is_held() -> bool:
+        return POLICY_STATE.packer.unpack(node.store.maps["policy_states"].entries[ONLY])[2] != 0
+
+    node.list(WEB, SHOP, ALLOW)
+    assert node.degraded
+    assert is_held() is not fails_open
+
+    for it in (WEB, SHOP):
+        node.take(Delete(it.kind, it.key))
+    node.sync.turn()
+    assert not is_held()
+
+
+def test_no_event_is_about_a_block(tmp_path, clock):
+    node = Node(tmp_path, clock, PolicySizes(blocks=0))
+    node.list(WEB, network_policy("blocks", egress=[rule(cidr("192.0.2.0/24"))]))
+
+    assert {str(name) for name in node.sync.degraded} == {"IPBlock/192.0.2.0/24", "ns/web"}
+    assert [name for name, _ in node.degraded] == ["ns/web"]
 
 
 class TestBesideServices:

@@ -225,6 +225,8 @@ class Reconciler:
         assert self.policy is not None  # noqa: S101 - else nothing is received as such
         if isinstance(received.event, Malformed):
             self._tell_malformed(received.event)
+        elif isinstance(received.event, Upsert) and received.event.left_out:
+            self._tell_left_out(received.event)
         self.policy.take(received.event, received.at)
 
     def _tell_malformed(self, event: Malformed) -> None:

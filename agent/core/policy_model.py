@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from agent.core.addresses import family_of
 from agent.core.policy_records import (
     ClusterPolicyRecord,
     Labels,
@@ -22,6 +23,7 @@ from agent.core.records import (
     POLICY_KINDS,
     Delete,
     Event,
+    Fault,
     Kind,
     ListEnded,
     ListStarted,
@@ -74,10 +76,12 @@ class PolicyModel:
     def apply(self, event: Event) -> None:
         """Take in one event; those of other kinds are left alone."""
         match event:
-            case Upsert(PodRecord() | NamespaceRecord() | NetworkPolicyRecord() | ClusterPolicyRecord() as record):
-                self.malformed.pop((record.kind, record.key), None)
+            case Upsert(
+                PodRecord() | NamespaceRecord() | NetworkPolicyRecord() | ClusterPolicyRecord() as record, left_out
+            ):
+                self._note_faults(record.kind, record.key, left_out)
                 self._mention(record.kind, record.key)
-                self._put(record)
+                self._put(self._as_before(record, left_out) if isinstance(record, PodRecord) and left_out else record)
             case Delete(kind, key) if kind in POLICY_KINDS:
                 self.malformed.pop((kind, key), None)
                 if kind in self._mentioned:
@@ -114,6 +118,28 @@ class PolicyModel:
     def _mention(self, kind: Kind, key: ObjectKey) -> None:
         if kind in self._mentioned:
             self._mentioned[kind].add(key)
+
+    def _note_faults(self, kind: Kind, key: ObjectKey, left_out: tuple[Fault, ...]) -> None:
+        """Forget what was wrong with an object, and note what is wrong with its latest version."""
+        self.malformed.pop((kind, key), None)
+        if left_out:
+            fields, reasons = zip(*left_out, strict=True)
+            self.malformed[kind, key] = Malformed(kind, key, ", ".join(fields), "; ".join(reasons))
+
+    def _as_before(self, record: PodRecord, left_out: tuple[Fault, ...]) -> PodRecord:
+        """Give a pod back the labels and addresses it had that cannot be read any more: it is isolated by them."""
+        before = self.pod(record.key)
+        if before is None:
+            return record
+        fields = {fault.field for fault in left_out}
+        families = set(map(family_of, record.addresses))
+        labels, addresses = dict(record.labels), record.addresses
+        if any(field.startswith("status.podIP") for field in fields):
+            addresses += tuple([it for it in before.addresses if family_of(it) not in families])
+        for key, value in before.labels:
+            if not fields.isdisjoint({"metadata.labels", f"metadata.labels.{key}"}):
+                labels.setdefault(key, value)
+        return msgspec.structs.replace(record, addresses=addresses, labels=tuple(sorted(labels.items())))
 
     def _put(self, record: PolicyRecord) -> None:
         match record:

@@ -336,7 +336,7 @@ struct policy_entry {
 struct policy_state {
 	u32 generation;  /* of all verdicts: one that was taken under another is taken again */
 	u32 sample;      /* of new connections that are allowed, one in so many is told; 0 = none */
-	u32 is_strict;   /* an address of this node's pods that is no subject yet is held; 2: as subjects is full */
+	u32 is_strict;   /* an address of this node's pods that is no subject is held; 2: for want of room */
 	u32 is_answered; /* what is denied on its way out is refused rather than dropped */
 };
 

@@ -22,7 +22,7 @@ demo: setup ## Build a two-node cluster of namespaces and show the main job, liv
 
 .PHONY: test
 test: setup ## Run every test layer that needs no Docker
-	$(SUDO) $(PYTHON) -m pytest
+	$(SUDO) $(PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: check
 check: setup ## Lint, types, layers, C format, spelling

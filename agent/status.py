@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import agent
 from agent.config import Config
 from agent.core.abi import Direction
+from agent.core.records import Kind
 from agent.reconciler import Reconciler
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _policy(config: Config, policy: PolicySync) -> dict[str, Any]:
         "identities": facts.identities,
         "policies": len(model.policies),
         "unread": len(model.malformed),
-        "not_understood": len(model.left_out),
+        "not_understood": sum(kind is not Kind.POD for kind, _ in model.left_out),
         "rules": facts.rules,
         "pods": model.pod_count,
         "local_pods": len({key for key, _ in subjects}),

@@ -75,11 +75,11 @@ static __always_inline const struct policy_state *policy_state_read(struct polic
 	return read;
 }
 
-static __always_inline bool policy_is_strict(void)
+static __always_inline u32 policy_strictness(void)
 {
 	struct policy_state *state = policy_state_now();
 
-	return state && state->is_strict;
+	return state ? state->is_strict : 0;
 }
 
 /* The type of an ICMPv6 message; 0 = it cannot be read. */
@@ -261,8 +261,8 @@ static __always_inline bool policy_admit_link(struct __sk_buff *skb, struct work
 		       policy_turn_away(work, leaves, REASON_SPOOFED);
 	if (policy_is_tagged(skb))
 		return policy_turn_away(work, leaves, REASON_UNREADABLE);
-	return skb->protocol == bpf_htons(ETH_P_ARP) || !policy_is_strict() || pod_devices.lookup(&ifindex) ||
-	       policy_turn_away(work, leaves, REASON_HELD);
+	return skb->protocol == bpf_htons(ETH_P_ARP) || policy_strictness() != POLICY_STRICT ||
+	       pod_devices.lookup(&ifindex) || policy_turn_away(work, leaves, REASON_HELD);
 }
 
 /*
@@ -289,6 +289,7 @@ static __always_inline bool policy_identify(struct __sk_buff *skb, struct work *
 	struct pod_device *pod = NULL;
 	struct address *own;
 	struct subject *found;
+	u32 strictness;
 	bool is_placed;
 
 	work->subject.identity = 0;
@@ -310,8 +311,11 @@ static __always_inline bool policy_identify(struct __sk_buff *skb, struct work *
 		return policy_turn_away(work, leaves, REASON_SPOOFED);
 	if (!found && pod)
 		found = policy_behind(pod, packet->is_ipv6);
-	if ((!found || (!is_placed && !pod)) && policy_is_strict())
-		return policy_turn_away(work, leaves, REASON_HELD);
+	if (!found || (!is_placed && !pod)) {
+		strictness = policy_strictness();
+		if (strictness == POLICY_STRICT || (strictness && !found))
+			return policy_turn_away(work, leaves, REASON_HELD);
+	}
 	if (!found)
 		return true;
 	if (packet->reading != PARSE_UNREADABLE) {

@@ -339,10 +339,13 @@ struct policy_entry {
 	u32 allowed; /* 0 or 1 */
 };
 
+/* Whoever is not known, pod or device, is held. */
+#define POLICY_STRICT 1
+
 struct policy_state {
 	u32 generation;  /* of all verdicts: one that was taken under another is taken again */
 	u32 sample;      /* of new connections that are allowed, one in so many is told; 0 = none */
-	u32 is_strict;   /* an address of this node's pods that is no subject is held; 2: for want of room */
+	u32 is_strict;   /* POLICY_STRICT; else, not 0: a pod that is no subject is held, for want of room */
 	u32 is_answered; /* what is denied on its way out is refused rather than dropped */
 };
 

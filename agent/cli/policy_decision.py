@@ -45,7 +45,7 @@ _NO_POD = Answer(ALLOW, "no pod: policy is not asked")
 _ELSEWHERE = Answer(UNKNOWN, "a pod of another node, which decides by itself: trace there")
 _ITSELF = Answer(ALLOW, "a pod may always reach itself")
 _OWN_NODE = Answer(ALLOW, "from the pod's own node, which may always")
-_HELD = Answer(DENY, "held: the pod's policy has not been applied yet (networkPolicy: strict)")
+_HELD = Answer(DENY, "held: the pod is no subject yet (networkPolicy: strict), or has no room (mapSizes.subjects)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,8 @@ class Naming:
         self.blocks = _numbers(found.blocks)
         self.dirty: set[bytes] = set()
         """Addresses that may have changed hands."""
-        self.unplaced: set[bytes] = set()
-        """Addresses that there is no room for."""
+        self.unplaced: dict[bytes, int] = {}
+        """Addresses that there is no room for, with the numbers they would have."""
         self.unplaced_blocks: set[bytes] = set()
         self.is_first = True
         self._model = model
@@ -59,8 +59,7 @@ class Naming:
             self._rename_blocks(plan)
         elif self.unplaced_blocks:
             self._rename_blocks(plan)
-        dirty, self.dirty = self.dirty | self.unplaced, set()
-        self.unplaced.clear()
+        dirty, self.dirty = self.dirty | self.unplaced.keys(), set()
         for address in sorted(dirty):
             self._rename_address(address, plan)
         begun, self._identities.begun = self._identities.begun, []
@@ -77,8 +76,14 @@ class Naming:
         number = self.addresses.get(address)
         if number is not None:
             return number
-        block = self._interests.block_of(address)
-        return PEER_WORLD if block is None else self.blocks.get(_block_key(block), PEER_WORLD)
+        return self._of_block(self._interests.block_of(address))
+
+    def mistaken(self) -> set[tuple[int, int]]:
+        """List which identities are taken for which others, as there is no room for an address that has them."""
+        interests = self._interests
+        if self.unplaced and self.unplaced_blocks:
+            interests = Interests(Prefix(address, bits) for bits, address in map(_bits_of, self.blocks))
+        return {(number, self._of_block(interests.block_of(it))) for it, number in self.unplaced.items()}
 
     def unplaced_prefixes(self) -> set[Prefix]:
         """List the blocks that policies look at for which there is no room."""
@@ -86,6 +91,9 @@ class Naming:
         if ALL_IPV4 in unplaced:  # it says where wider ranges end
             unplaced.update(block for block in self._interests.blocks if block.bits < ALL_IPV4.bits)
         return unplaced
+
+    def _of_block(self, block: Prefix | None) -> int:
+        return PEER_WORLD if block is None else self.blocks.get(_block_key(block), PEER_WORLD)
 
     def _share(self) -> set[bytes]:
         """Have numbers mean what most of their addresses are to be called; returns those that others are called.
@@ -120,12 +128,9 @@ class Naming:
         pod, before = self._model.owner(address), self.addresses.get(address)
         taken = len(self.addresses) + len(plan.removed_identities)  # room that is let go is free behind the plan
         is_placed = pod is not None and (before is not None or taken < self._sizes.identities)
-        if pod is not None and not is_placed:
-            self.unplaced.add(address)
-        number = None
-        if pod is not None and (is_placed or pod.is_local):
-            number = self._identities.number_of(self._name_of(pod, address))
+        number = None if pod is None else self._identities.number_of(self._name_of(pod, address))
         self._settle_local(address, pod, number)
+        self._settle_unplaced(address, None if is_placed else number)
         if not is_placed:
             number = None
         if number == before:
@@ -147,6 +152,13 @@ class Naming:
         if key is not None and number is not None:
             self._identities.hold(number)
         self._let_go(self._subjects.settle(address, key, number or 0, is_first=self.is_first))
+
+    def _settle_unplaced(self, address: bytes, number: int | None) -> None:
+        before = self.unplaced.pop(address, None)
+        if number is not None:
+            self._identities.hold(number)
+            self.unplaced[address] = number
+        self._let_go(before)
 
     def _let_go(self, number: int | None) -> None:
         if number is not None and self._identities.release(number):

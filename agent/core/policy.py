@@ -14,7 +14,7 @@ longest prefix may decide. Source: networking.k8s.io/v1 NetworkPolicySpec; polic
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -118,6 +118,25 @@ def flatten(decisions: tuple[Decision, ...], *, is_isolated: bool) -> Entries:
         ranges = list(_ranges(decisions, protocol, is_isolated=is_isolated))
         entries += _protocol_entries(protocol, ranges, base)
     return tuple(sorted(entries, key=lambda entry: (-entry.bits, entry)))
+
+
+@functools.lru_cache(maxsize=8_192)
+def agree(one: Entries, other: Entries) -> bool:
+    """Tell whether two come to the same for every port, whichever rules say so."""
+    tables = [{entry[:3]: POLICY_ENTRY.packer.unpack(entry.value)[1] for entry in it} for it in (one, other)]
+    ends = {(0, 0)}
+    for entry in (*one, *other):
+        behind = entry.port + (1 << max(POLICY_PROTOCOL_BITS + _PORT_BITS - entry.bits, 0))
+        ends |= {(entry.protocol, port) for port in (0, entry.port, behind) if port <= LAST_PORT}
+    return all(_allows(tables[0], *end) == _allows(tables[1], *end) for end in ends)
+
+
+def _allows(table: Mapping[tuple[int, int, int], int], protocol: int, port: int) -> bool:
+    for free in range(_PORT_BITS + 1):
+        found = table.get((POLICY_PROTOCOL_BITS + _PORT_BITS - free, protocol, port >> free << free))
+        if found is not None:
+            return bool(found)
+    return bool(table[POLICY_BASE_BITS, 0, 0])
 
 
 def _protocol_entries(protocol: int, ranges: Sequence[tuple[int, int, Verdict]], base: Verdict) -> list[Entry]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from agent.core.addresses import family_of
 from agent.core.policy_records import (
     ClusterPolicyRecord,
     Labels,
@@ -77,10 +78,12 @@ class PolicyModel:
     def apply(self, event: Event) -> None:
         """Take in one event; those of other kinds are left alone."""
         match event:
-            case Upsert(PodRecord() | NamespaceRecord() | NetworkPolicyRecord() | ClusterPolicyRecord() as record):
-                self._note_left_out(record.kind, record.key, event.left_out)
+            case Upsert(
+                PodRecord() | NamespaceRecord() | NetworkPolicyRecord() | ClusterPolicyRecord() as record, left_out
+            ):
+                self._note_left_out(record.kind, record.key, left_out)
                 self._mention(record.kind, record.key)
-                self._put(record)
+                self._put(self._as_before(record, left_out) if isinstance(record, PodRecord) and left_out else record)
             case Delete(kind, key) if kind in POLICY_KINDS:
                 self.malformed.pop((kind, key), None)
                 if kind in self._mentioned:
@@ -125,6 +128,21 @@ class PolicyModel:
     def _mention(self, kind: Kind, key: ObjectKey) -> None:
         if kind in self._mentioned:
             self._mentioned[kind].add(key)
+
+    def _as_before(self, record: PodRecord, left_out: tuple[Fault, ...]) -> PodRecord:
+        """Give a pod back the labels and addresses it had that cannot be read any more: it is isolated by them."""
+        before = self.pod(record.key)
+        if before is None:
+            return record
+        fields = {fault.field for fault in left_out}
+        families = set(map(family_of, record.addresses))
+        labels, addresses = dict(record.labels), record.addresses
+        if any(field.startswith("status.podIP") for field in fields):
+            addresses += tuple([it for it in before.addresses if family_of(it) not in families])
+        for key, value in before.labels:
+            if not fields.isdisjoint({"metadata.labels", f"metadata.labels.{key}"}):
+                labels.setdefault(key, value)
+        return msgspec.structs.replace(record, addresses=addresses, labels=tuple(sorted(labels.items())))
 
     def _put(self, record: PolicyRecord) -> None:
         match record:

@@ -13,6 +13,7 @@ A plan keeps this promise: after every prefix of its writes, in this order, each
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -109,11 +110,17 @@ class PolicyTable:
             yield subject
             yield from columns
 
-    def plan(self, during: Mapping[Row, Columns], final: Mapping[Row, Columns], plan: PolicyPlan) -> set[int]:
+    def plan(
+        self,
+        during: Mapping[Row, Columns],
+        final: Mapping[Row, Columns],
+        plan: PolicyPlan,
+        without: AbstractSet[int] = frozenset(),
+    ) -> set[int]:
         """Plan the way by what has to be there while addresses change hands to what remains.
 
-        Returns the subjects that there is no room for: whatever they have is removed. What is there only until
-        addresses have changed hands has the room that others leave it.
+        Returns the subjects that there is no room for, and those of ``without``: whatever they have is removed. What is
+        there only until addresses have changed hands has the room that others leave it.
         """
         self._changes.clear()
         self._gone.clear()
@@ -122,6 +129,9 @@ class PolicyTable:
         had = {subject for subject, _ in self.rows}
         unwritten: set[int] = set()
         for subject in sorted({it for it, _ in during}, key=lambda it: (it not in remaining, it not in had, it)):
+            if subject in without:
+                unwritten.add(subject)
+                continue
             rows = [row for row in _rows_of(subject) if row in during]
             changes = {row: self._change(self.rows.get(row, _NOTHING), during[row]) for row in rows}
             added = sum(change.added for change in changes.values())

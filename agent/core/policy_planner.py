@@ -59,9 +59,8 @@ class PolicyPlanner:
         self._rules = RuleNumbers(numbers.rules, max(numbers.last_rule, rules))
         self._rows = Rows(self._identities, self._rules)
         self._pending: set[PolicyName] = set()
-        self._failing: set[int] = set()
-        self._misled: set[int] = set()
-        """Subjects with a policy about a block for which there is no room."""
+        self._failing: dict[int, str] = {}
+        """Subjects whose verdicts cannot be had, by the map that has no room."""
 
     @property
     def numbers(self) -> Numbers:
@@ -99,16 +98,14 @@ class PolicyPlanner:
         for address, (key, number) in self._subjects.pods.items():
             if address not in self._subjects.entries:
                 found[key] = self._no_room("subjects")
-            elif number in self._failing:
-                found[key] = self._no_room("policy")
-            elif number in self._misled:
-                found[key] = self._no_room("blocks")
+            elif name := self._failing.get(number):
+                found[key] = self._no_room(name)
         return found
 
     @property
     def lacks_subjects(self) -> bool:
-        """Whether there is a pod of this node for which ``subjects`` has no room."""
-        return self._subjects.lacks_room
+        """Whether ``subjects`` has no room for a pod that a policy isolates: it passes what it may not."""
+        return any(self._rows.flags(number) for _, number in self._subjects.unplaced().values())
 
     def plan(self) -> PolicyPlan:
         """Plan the next step; nothing before every kind has been listed, and nothing once all is as it should be."""
@@ -147,12 +144,17 @@ class PolicyPlanner:
         for policy in self._pending:
             if record := self._model.policies.get(policy):
                 wanted |= policy_interests(record)
-        if self._naming.looks_at(wanted) and not (self._naming.is_behind or self._failing or self.lacks_subjects):
+        if self._naming.looks_at(wanted) and not self._is_behind:
             return plan
         was_called = dict(self._naming.addresses) if before else {}
         self._rows.add_peers(self._naming.rename(wanted, plan))
         self._rows.add_subjects(self._subjects.numbers() - self._rows.subjects)
         return self._settle(plan, _called_anew(before, was_called, self._naming.addresses) if before else None)
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether addresses changed hands, or something may find the room now that it lacked."""
+        return bool(self._naming.is_behind or self._failing or self._subjects.unplaced())
 
     def _settle(self, plan: PolicyPlan | None = None, kept: Mapping[Row, Columns] | None = None) -> PolicyPlan:
         """Plan what the rows have come to; ``kept``: what else is needed until addresses have changed hands."""
@@ -164,8 +166,9 @@ class PolicyPlanner:
         if vacated:
             self._rows.forget_peers(vacated)
         final = self._rows.columns()
-        self._failing = self._table.plan({**(kept or {}), **final, **during}, final, plan)
-        self._misled = self._rows.subjects_about(self._naming.unplaced_prefixes())
+        misled = self._misled()
+        failing = self._table.plan({**(kept or {}), **final, **during}, final, plan, misled.keys())
+        self._failing = {number: misled.get(number, "policy") for number in failing}
         for number in vacated & self._identities.names.keys():
             self._identities.forget(number)
         self._subjects.plan(self._flags, plan)
@@ -174,9 +177,17 @@ class PolicyPlanner:
         )
         return plan
 
+    def _misled(self) -> dict[int, str]:
+        """Find the subjects that would judge a peer as what it is not, as there is no room for what it is.
+
+        They fail, so that no entry of theirs is asked: in between some would be, without those that except from them.
+        """
+        peers = self._rows.subjects_telling_apart(self._naming.mistaken())
+        blocks = self._rows.subjects_about(self._naming.unplaced_prefixes())
+        return dict.fromkeys(peers, "identities") | dict.fromkeys(blocks, "blocks")
+
     def _flags(self, number: int) -> int:
-        fails = number in self._failing or number in self._misled
-        return self._rows.flags(number) | (self._overflow if fails else 0)
+        return self._rows.flags(number) | (self._overflow if number in self._failing else 0)
 
     def place(self, devices: Mapping[bytes, int]) -> PolicyPlan:
         """Plan what subjects are to say of the devices that their pods are behind; no verdict changes by it."""

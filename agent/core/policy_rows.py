@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from agent.core.abi import PEER_ANY, Direction, SubjectFlag
 from agent.core.enforced import Enforced, Policy, RuleNumbers
 from agent.core.identities import Identities, Interest
-from agent.core.policy import BASELINE, NETWORK, Entries, flatten
+from agent.core.policy import BASELINE, NETWORK, Entries, agree, flatten
 from agent.core.policy_model import PolicyName
 from agent.core.policy_plan import Columns
 from agent.core.policy_records import NamedPort, Prefix
@@ -47,6 +47,11 @@ class SharedRow:
         """Begin columns for identities that are new."""
         if found := self._columns_of(peers, names):
             self.columns = {**self.columns, **found}
+
+    def tells_apart(self, peer: int, other: int) -> bool:
+        """Tell whether the verdicts for one peer are not those for another."""
+        columns = self.columns
+        return not agree(columns.get(peer, self._everybody), columns.get(other, self._everybody))
 
     def _columns_of(self, among: AbstractSet[int] | None, names: Mapping[int, IdentityName]) -> dict[int, Entries]:
         """Find the verdicts for those whom a rule means, where they are not everybody's; ``among`` of None: all."""
@@ -150,6 +155,11 @@ class Rows:
             return set()
         looking = (policy for policy in self._ordered if not policy.interests.isdisjoint(blocks))
         return self.subjects.intersection(itertools.chain.from_iterable(policy.subject.numbers for policy in looking))
+
+    def subjects_telling_apart(self, pairs: AbstractSet[tuple[int, int]]) -> set[int]:
+        """List the subjects of whose verdicts those for one peer of a pair are not those for the other."""
+        telling = {key for key, row in self._shared.items() if any(row.tells_apart(*pair) for pair in pairs)}
+        return {subject for (subject, _), key in self._rows.items() if key in telling} if telling else set()
 
     def concerning(self, subject: int, direction: Direction) -> tuple[Enforced, ...]:
         """List the policies that have a say, in the order they decide."""

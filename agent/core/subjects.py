@@ -22,11 +22,6 @@ class Subjects:
         self._since = {address: since for address, (_, _, since, _) in fields.items()}
         self._places = {address: device for address, (*_, device) in fields.items()}
 
-    @property
-    def lacks_room(self) -> bool:
-        """Whether there is a pod without an entry."""
-        return not self.pods.keys() <= self.entries.keys()
-
     def numbers(self) -> set[int]:
         """List the identities there are."""
         return {number for _, number in self.pods.values()}
@@ -52,15 +47,38 @@ class Subjects:
             del self.entries[address]
             self._since.pop(address, None)
             self._places.pop(address, None)
+        without_room = self._without_room(flags, len(plan.removed_subjects))
         for address, (_, number) in sorted(self.pods.items()):
+            if address in without_room:
+                continue
             fields = number, flags(number), self._since.get(address, 0), self._places.get(address, 0)
             value, before = SUBJECT.packer.pack(*fields), self.entries.get(address)
-            is_full = len(self.entries) + len(plan.removed_subjects) >= self._limit
-            if value == before or (before is None and is_full):
+            if value == before:
                 continue
             self.entries[address] = plan.subjects[address] = value
             is_other = before is not None and SUBJECT.packer.unpack(before)[:-1] != fields[:-1]
             plan.bumps_generation = plan.bumps_generation or is_other
+
+    def _without_room(self, flags: Callable[[int], int], leaving: int) -> set[bytes]:
+        """Choose who stays out: a pod's addresses come in together, and first those that a policy isolates."""
+        coming: dict[ObjectKey, list[bytes]] = {}
+        isolated: set[ObjectKey] = set()
+        for address, (key, number) in sorted(self.unplaced().items()):
+            coming.setdefault(key, []).append(address)
+            if flags(number):
+                isolated.add(key)
+        free = self._limit - len(self.entries) - leaving
+        without: set[bytes] = set()
+        for key in sorted(coming, key=lambda key: key not in isolated):
+            if len(coming[key]) <= free:
+                free -= len(coming[key])
+            else:
+                without.update(coming[key])
+        return without
+
+    def unplaced(self) -> dict[bytes, tuple[ObjectKey, int]]:
+        """List the pods by address that have no entry."""
+        return {address: self.pods[address] for address in self.pods.keys() - self.entries.keys()}
 
     def place(self, devices: Mapping[bytes, int]) -> PolicyPlan:
         """Plan what they are to say of the devices that their pods are behind; no verdict changes by it."""

@@ -30,7 +30,7 @@ _TCP_FLAGS = {0x01: "FIN", 0x02: "SYN", 0x04: "RST", 0x10: "ACK"}
 _PROTOCOLS = {1: "ICMP", 58: "ICMPv6", **{int(protocol): protocol.name for protocol in Protocol}}
 _WHY = {
     Reason.SPOOFED: "the source is not an address of the pod behind this device",
-    Reason.HELD: "the pod's policy has not been applied yet",
+    Reason.HELD: "the pod's policy has not been applied yet, or there is no room for the pod",
     Reason.OVERFLOW: "the pod's policy does not fit in the map",
     Reason.UNREADABLE: "its headers contradict themselves",
     Reason.UNTRACKED: "the connection could not be entered in the connections map",

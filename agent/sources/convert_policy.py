@@ -49,18 +49,23 @@ def pod_addresses(spec: PodSpec, status: PodStatus) -> tuple[bytes, ...]:
 
     Source: PodStatus.podIPs: at most one of each family; podIP is the first of them.
     """
-    if spec.host_network or status.phase in _OVER:
+    if spec.host_network or is_over(status):
         return ()
     if not status.pod_ips:
-        return (_address(status.pod_ip, "status.podIP"),) if status.pod_ip else ()
+        return (pod_address(status.pod_ip, "status.podIP"),) if status.pod_ip else ()
     texts = [it.ip for it in status.pod_ips if it.ip]
-    addresses = tuple([_address(text, "status.podIPs") for text in texts])
+    addresses = tuple([pod_address(text, "status.podIPs") for text in texts])
     if len(texts) > 1 and len({":" in text for text in texts}) < len(texts):
         raise fault("status.podIPs", "two addresses of one family")
     return addresses
 
 
-def _address(text: str, field: str) -> bytes:
+def is_over(status: PodStatus) -> bool:
+    """Tell whether a pod has ended."""
+    return status.phase in _OVER
+
+
+def pod_address(text: str, field: str) -> bytes:
     """Parse an address; at once, and not by `pack`, because every change of every pod comes by."""
     try:
         if ":" not in text:

@@ -19,10 +19,10 @@ from agent.core.policy_records import (
     PodRecord,
     not_understood,
 )
-from agent.core.records import Kind, ObjectKey, Upsert
+from agent.core.records import AnyRecord, Fault, Kind, ObjectKey, Upsert
 from agent.sources import convert_policy as convert
 from agent.sources import convert_tiers as tiers
-from agent.sources import partial_policy
+from agent.sources import partial_pod, partial_policy
 from agent.sources.reader import Reader
 from agent.sources.wire_policy import (
     NetworkPolicySpec,
@@ -46,7 +46,7 @@ def readers(node_name: str) -> dict[Kind, Reader[Any]]:
     """Make the readers of policy's kinds, as the node of this name sees them."""
     records = _Records(node_name)
     return {
-        Kind.POD: Reader(Kind.POD, WirePod, records.pod),
+        Kind.POD: Reader(Kind.POD, WirePod, records.pod, records.partial_pod, leaves_out=True),
         Kind.NAMESPACE: Reader(Kind.NAMESPACE, WireNamespace, records.namespace),
         Kind.NETWORK_POLICY: Reader(
             Kind.NETWORK_POLICY, WireNetworkPolicy, records.network_policy, partial_policy.network_policy
@@ -78,6 +78,10 @@ class _Records:
             metadata.creation_timestamp or "",
         )
         return Upsert(record)
+
+    def partial_pod(self, key: ObjectKey, value: object) -> tuple[AnyRecord, list[Fault]]:
+        pod, faults = partial_pod.readable(value)
+        return self.pod(key, pod).record, faults
 
     def namespace(self, key: ObjectKey, namespace: WireNamespace) -> Upsert:
         said = (namespace.metadata.labels or {}) | {NAME_LABEL: key.name}

@@ -11,14 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import msgspec
-
 from agent.core.policy_records import Action, ClusterPolicyRecord, NetworkPolicyRecord, Rule, Tier, TierRule
 from agent.core.records import Fault, ObjectKey
 from agent.sources import convert_policy as convert
 from agent.sources import convert_tiers as tiers
-from agent.sources.convert import fault
-from agent.sources.reader import UNREADABLE, explain
+from agent.sources.parts import Parts, mapping, read_as, sequence, shaped
 from agent.sources.wire_policy import (
     LabelSelector,
     PolicyPeer,
@@ -37,7 +34,7 @@ _T = TypeVar("_T")
 def network_policy(key: ObjectKey, value: object) -> tuple[NetworkPolicyRecord, list[Fault]]:
     """Read a NetworkPolicy from builtin values, and say what of it cannot be read. Raises: one of UNREADABLE."""
     spec, parts = _spec(value), _Parts()
-    selector = _shaped(spec.get("podSelector"), LabelSelector | None, "spec.podSelector")
+    selector = shaped(spec.get("podSelector"), LabelSelector | None, "spec.podSelector")
     has_ingress, has_egress = parts.directions(spec)
     record = NetworkPolicyRecord(
         key,
@@ -54,9 +51,9 @@ def cluster_policy(key: ObjectKey, value: object) -> tuple[ClusterPolicyRecord, 
     spec, parts = _spec(value), _Parts()
     record = ClusterPolicyRecord(
         key,
-        _shaped(spec.get("tier"), Tier, "spec.tier"),
-        _shaped(spec.get("priority"), Priority, "spec.priority"),
-        *tiers.subject(_shaped(spec.get("subject"), TierSubject, "spec.subject"), "spec.subject"),
+        shaped(spec.get("tier"), Tier, "spec.tier"),
+        shaped(spec.get("priority"), Priority, "spec.priority"),
+        *tiers.subject(shaped(spec.get("subject"), TierSubject, "spec.subject"), "spec.subject"),
         parts.tier_rules(spec.get("ingress"), "spec.ingress", "from", TierIngressRule),
         parts.tier_rules(spec.get("egress"), "spec.egress", "to", TierEgressRule),
         is_partial=True,
@@ -64,27 +61,24 @@ def cluster_policy(key: ObjectKey, value: object) -> tuple[ClusterPolicyRecord, 
     return record, parts.faults
 
 
-class _Parts:
-    """Reads parts, and notes what is wrong with those that cannot be read."""
-
-    def __init__(self) -> None:
-        self.faults: list[Fault] = []
+class _Parts(Parts):
+    """Reads the parts of policies."""
 
     def directions(self, spec: Mapping[str, Any]) -> tuple[bool, bool]:
         """Tell whether a NetworkPolicy isolates ingress, and egress. Raises: one of UNREADABLE."""
-        said = _list(spec.get("policyTypes"), "spec.policyTypes")
+        said = sequence(spec.get("policyTypes"), "spec.policyTypes")
         if not said:
             return True, spec.get("egress") not in (None, [])
-        types = [self._part(_shaped, it, PolicyType, f"spec.policyTypes[{index}]") for index, it in enumerate(said)]
+        types = [self.part(shaped, it, PolicyType, f"spec.policyTypes[{index}]") for index, it in enumerate(said)]
         return "Ingress" in types, "Egress" in types
 
     def rules(self, said: object, field: str, peers: str) -> tuple[Rule, ...]:
         """Read the rules of one direction of a NetworkPolicy."""
-        found = self._part(_list, said, field) or []
+        found = self.part(sequence, said, field) or []
         return tuple([self._rule(it, f"{field}[{index}]", peers) for index, it in enumerate(found)])
 
     def _rule(self, said: object, field: str, peers: str) -> Rule:
-        rule = self._part(_mapping, said, field)
+        rule = self.part(mapping, said, field)
         if rule is None:
             return Rule(peers=())
         return Rule(
@@ -99,8 +93,8 @@ class _Parts:
         if said is None or said == []:
             return None
         found: dict[_T, None] = {}
-        for index, it in enumerate(self._part(_list, said, field) or []):
-            part = self._part(_read_as, it, shape, read, f"{field}[{index}]")
+        for index, it in enumerate(self.part(sequence, said, field) or []):
+            part = self.part(read_as, it, shape, read, f"{field}[{index}]")
             if part is not None:
                 found[part] = None
         return tuple(found)
@@ -109,7 +103,7 @@ class _Parts:
         self, said: object, field: str, peers: str, shape: type[TierIngressRule | TierEgressRule]
     ) -> tuple[TierRule, ...]:
         """Read the rules of one direction of a ClusterNetworkPolicy."""
-        found = self._part(_list, said, field)
+        found = self.part(sequence, said, field)
         if found is None:
             return (tiers.closed(Action.DENY, ""),)
         return tuple([self._tier_rule(it, f"{field}[{index}]", peers, shape) for index, it in enumerate(found)])
@@ -120,7 +114,7 @@ class _Parts:
         def read(rule: TierIngressRule | TierEgressRule, place: str) -> TierRule:
             return tiers.tier_rule(rule, place, peers)
 
-        found: TierRule | None = self._part(_read_as, said, shape, read, field)
+        found: TierRule | None = self.part(read_as, said, shape, read, field)
         if found is not None:
             return found
         rule = said if isinstance(said, dict) else {}
@@ -128,42 +122,6 @@ class _Parts:
         is_accept = action == Action.ACCEPT
         return tiers.closed(Action.ACCEPT if is_accept else Action.DENY, name if isinstance(name, str) else "")
 
-    def _part(self, read: Callable[..., _T], *said: Any) -> _T | None:
-        try:
-            return read(*said)
-        except UNREADABLE as error:
-            self.faults.append(explain(error))
-            return None
-
 
 def _spec(value: object) -> Mapping[str, Any]:
-    return _mapping(_mapping(value, "").get("spec"), "spec")
-
-
-def _mapping(value: object, field: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise fault(field, "is no object")
-    return value
-
-
-def _list(value: object, field: str) -> list[Any]:
-    """Check a list; one that is absent is empty."""
-    if value is None:
-        return []
-    if not isinstance(value, list | tuple):
-        raise fault(field, "is no list")
-    return list(value)
-
-
-def _read_as(value: object, shape: type[_S], read: Callable[[_S, str], _T], field: str) -> _T:
-    return read(_shaped(value, shape, field), field)
-
-
-def _shaped(value: object, shape: Any, field: str) -> Any:
-    """Convert a part to its shape on the wire. Raises: a fault of the field within the whole."""
-    try:
-        return msgspec.convert(value, shape)
-    except msgspec.ValidationError as error:
-        found = explain(error)
-        dot = "" if not found.field or found.field.startswith("[") else "."
-        raise fault(f"{field}{dot}{found.field}", found.reason) from None
+    return mapping(mapping(value, "").get("spec"), "spec")

@@ -45,7 +45,8 @@ PartialRead = Callable[[ObjectKey, object], tuple[AnyRecord, list[Fault]]]
 class Reader(Generic[_W]):
     """Reads the objects of one kind; ``read`` returns None for an object that counts as deleted.
 
-    ``read_partly`` is for what cannot be read as a whole, where a part of it is better than nothing.
+    ``read_partly`` is for what cannot be read as a whole, where a part of it is better than nothing; with
+    ``leaves_out`` it is also better than what the object said before.
     """
 
     def __init__(
@@ -54,8 +55,11 @@ class Reader(Generic[_W]):
         shape: type[_W],
         read: Callable[[ObjectKey, _W], Upsert | None],
         read_partly: PartialRead | None = None,
+        *,
+        leaves_out: bool = False,
     ) -> None:
         self._kind = kind
+        self._leaves_out = leaves_out
         self._read_partly = read_partly
         self._shape = shape
         self._read = read
@@ -91,14 +95,17 @@ class Reader(Generic[_W]):
 
     def _malformed(
         self, key: ObjectKey, error: Exception, owner: ObjectKey | None, value: Callable[[], object]
-    ) -> Malformed:
+    ) -> Upsert | Malformed:
         if self._read_partly is None or key == UNNAMED:
             return Malformed(self._kind, key, *explain(error), owner)
         try:
             record, faults = self._read_partly(key, value())
         except UNREADABLE:
             return Malformed(self._kind, key, *explain(error), owner)
-        fields, reasons = zip(*(faults or [explain(error)]), strict=True)
+        faults = faults or [explain(error)]
+        if self._leaves_out:
+            return Upsert(record, tuple(faults))
+        fields, reasons = zip(*faults, strict=True)
         return Malformed(self._kind, key, ", ".join(fields), "; ".join(reasons), owner, record)
 
     def _event(self, decoded: _W) -> ObjectEvent:

@@ -28,6 +28,22 @@ FITS = HOST | questions(["shopper"], ["tcp"], [8080])
 # Ports that no prefix joins: more verdicts than there is room for.
 WIDE = network_policy("wide", "web", ingress=[{"ports": [{"port": number} for number in range(1, 64, 2)]}])
 LATE = network_policy("late", "late", ingress=[], policyTypes=["Ingress"])
+GUARD = {
+    "apiVersion": "policy.networking.k8s.io/v1alpha2",
+    "kind": "ClusterNetworkPolicy",
+    "metadata": {"name": "guard"},
+    "spec": {
+        "tier": "Admin",
+        "priority": 1,
+        "subject": {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "web"}}}},
+        "ingress": [
+            {
+                "action": "Deny",
+                "from": [{"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "late"}}}}],
+            }
+        ],
+    },
+}
 _DROPPED = "ebproxy_policy_dropped_packets_total"
 _SILENCE_S = 0.2
 
@@ -174,22 +190,27 @@ def test_a_pod_that_does_not_fit(small: SmallScene) -> None:
     until(lambda: small.asks_late() == [True] * 4, "nothing holds it")
 
 
-def test_a_peer_that_does_not_fit_is_the_world(small: SmallScene) -> None:
-    """Which is not the setting's concern: nothing here fails, though something is taken for what it is not."""
+def test_a_peer_that_does_not_fit(small: SmallScene) -> None:
+    """Whoever would take it for the world, and be wrong, fails; whoever judges it as the world does not."""
     scene = small.policies
     small.forget("guest")
     small.tell_of("far")
     small.tell_of("further")
-    scene.set(FROM_SHOPPER)
-    scene.wait_for(HOST | questions(["shopper"], MODES), ASKED)
+    scene.set(GUARD, TO_8080)
+    expected = HOST | GUEST | questions(["shopper"], ["tcp"], [8080])
+    scene.wait_for(expected, ASKED)
 
-    small.tell_of("late", app="shopper")
-    small.wait_for_degraded("identities", "shop/late")
-    assert small.late_asks() == [False] * 4
+    small.tell_of("late")
+    small.wait_for_degraded("identities", "shop/late", "shop/web-1")
+    assert small.late_asks() == [small.fails_open] * 4
+    assert scene.answered(HOST) == HOST, "which may always"
+    # The shopper's egress, by ports alone, is what it was; its ingress nobody asks about.
+    assert scene.answered(GUEST) == (GUEST if small.fails_open else set())
 
     small.forget("further")
     small.wait_for_room()
-    assert small.late_asks() == [True] * 4
+    assert small.late_asks() == [False] * 4, "denied by name"
+    scene.wait_for(expected, ASKED)
 
 
 def test_a_block_that_does_not_fit(small: SmallScene) -> None:
@@ -205,3 +226,21 @@ def test_a_block_that_does_not_fit(small: SmallScene) -> None:
     shopper = scene.clients["shopper"]
     answers = [shopper.ask("tcp", address, 8080, _SILENCE_S).name for address in scene.web.addresses]
     assert answers == [scene.web.name, ""]
+
+
+def test_an_exception_that_does_not_fit(small: SmallScene) -> None:
+    """It is never judged as the block that it is cut from."""
+    scene = small.policies
+    shopper, web = scene.clients["shopper"], scene.web
+
+    def answers() -> list[bool]:
+        return [shopper.ask("tcp", address, 8080, _SILENCE_S).name == web.name for address in web.addresses]
+
+    block: dict[str, object] = {"cidr": "10.180.0.0/16"}
+    scene.set(network_policy("out", "shopper", egress=[{"to": [{"ipBlock": block}]}], policyTypes=["Egress"]))
+    until(lambda: answers() == [True, False], "the block is allowed, and nothing else")
+
+    block["except"] = [f"{web.v4}/32"]
+    scene.set(network_policy("out", "shopper", egress=[{"to": [{"ipBlock": block}]}], policyTypes=["Egress"]))
+    small.wait_for_degraded("blocks", f"IPBlock/{web.v4}/32", "shop/shopper")
+    assert answers() == [small.fails_open] * 2

@@ -9,7 +9,7 @@ import pytest
 
 from agent.errors import AgentUnreachable
 from agent.observe.former_policies import FILE
-from tests.lab.manifests import network_policy
+from tests.lab.manifests import network_policy, pod
 from tests.lab.polling import until
 from tests.lab.traffic import churning
 from tests.netns.policies import CLIENTS, PolicyScene, policy_scene, questions
@@ -118,3 +118,23 @@ def test_what_can_be_read_is_in_force_where_no_former_version_is_known(shop: Pol
 
     shop.set(policy({}))
     shop.wait_for(questions(CLIENTS), ALL)
+
+
+def test_a_bad_port_of_a_new_pod_costs_itself_and_not_its_policy(shop: PolicyScene) -> None:
+    node, written = shop.scene.node, shop.scene.manifests
+    late = node.add_pod("late", 8080)
+    described = pod("late", node.name, late.addresses, "web", ports=[("bad", 70_000, "TCP"), ("http", 8080, "TCP")])
+
+    def answered(client: str) -> list[bool]:
+        asked = [shop.clients[client].ask("tcp", address, 8080, 0.3) for address in late.addresses]
+        return [answer.name == late.name for answer in asked]
+
+    assert answered("guest") == [True] * 2, "nobody knows of it"
+    written.write("late", described)
+    try:
+        until(lambda: answered("guest") == [False] * 2, "its app's policy holds it", _LIMIT_S)
+        assert answered("shopper") == [True] * 2
+        assert [it["name"] for it in shop.agent.status()["malformed"]] == ["shop/late"]
+    finally:
+        written.remove("late")
+    until(lambda: not is_told(shop), "it is gone", _LIMIT_S)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.abi import PEER_ANY, Direction
-from agent.core.policy import ADMIN, BASELINE, NETWORK, Decision, Entries, Ports, decide, flatten, prefixes
+from agent.core.policy import ADMIN, BASELINE, NETWORK, Decision, Entries, Ports, agree, decide, flatten, prefixes
 from agent.core.policy_plan import PolicyPlan, PolicySizes, PolicyState, PolicyTable
 from agent.core.policy_records import Action
 from tests.policy_reference import PolicyMaps
@@ -66,6 +66,22 @@ def test_the_longest_prefix_says_what_precedence_says(decisions, is_isolated):
         expected = decide(decisions, protocol if protocol in {6, 17} else 0, port, is_isolated=is_isolated)
         assert maps.rule(ROW[0], PEERS[0], ROW[1], protocol, port) == expected
     assert_shape(entries)
+
+
+@given(_entries, _entries)
+def test_what_agrees_says_the_same_of_every_port(one, other):
+    maps = [PolicyMaps(), PolicyMaps()]
+    for entries, them in zip((one, other), maps, strict=True):
+        plan = PolicyPlan()
+        PolicyTable(PolicySizes().policy, {}).plan({ROW: {PEER_ANY: entries}}, {ROW: {PEER_ANY: entries}}, plan)
+        them.apply(plan)
+
+    def said(port: int) -> list[list[bool]]:
+        return [[it.rule(ROW[0], PEERS[0], ROW[1], protocol, port)[0] for protocol in (1, 6, 17, 132)] for it in maps]
+
+    differs = any(first != second for first, second in map(said, (*range(8), 65534, 65535)))
+    assert agree(one, other) is not differs
+    assert agree(one, one)
 
 
 def assert_shape(entries: Entries) -> None:

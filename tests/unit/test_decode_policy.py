@@ -349,27 +349,67 @@ def ported(**said):
 
 
 @pytest.mark.parametrize(
-    ("value", "field", "reason"),
+    ("value", "changes", "field", "reason"),
     [
-        pytest.param(pod(status={"podIPs": [{"ip": "x"}]}), "status.podIPs", "'x' is not", id="podIPs"),
-        pytest.param(pod(status={"podIPs": None, "podIP": "x"}), "status.podIP", "'x' is not", id="podIP"),
-        pytest.param(pod(status={"podIP": "::ffff:10.0.0.1", "podIPs": []}), "status.podIP", "form", id="mapped"),
-        pytest.param(pod(status=TWO_OF_A_FAMILY), "status.podIPs", "two", id="family"),
+        pytest.param(pod(status={"podIPs": [{"ip": "x"}]}), NOWHERE, "status.podIPs[0].ip", "'x' is not", id="podIPs"),
         pytest.param(
-            pod({"containers": [{"ports": [port(0, "http")]}]}),
-            "spec.containers[0].ports[0].containerPort",
-            ">= 1",
-            id="container port 0",
+            pod(status={"podIPs": [{"ip": "10.0.0.1"}, {"ip": "x"}]}), {}, "status.podIPs[1].ip", "'x' is not", id="one"
         ),
-        pytest.param({"metadata": metadata(labels={"a": 1})}, "metadata.labels[...]", "str", id="label"),
+        pytest.param(pod(status={"podIPs": 5}), {}, "status.podIPs", "no list", id="no list of podIPs"),
+        pytest.param(pod(status={"podIPs": None, "podIP": "x"}), NOWHERE, "status.podIP", "'x' is not", id="podIP"),
+        pytest.param(
+            pod(status={"podIP": "::ffff:10.0.0.1", "podIPs": []}), NOWHERE, "status.podIP", "form", id="mapped"
+        ),
+        pytest.param(pod(status=TWO_OF_A_FAMILY), {}, "status.podIPs[1].ip", "two", id="family"),
+        pytest.param(
+            pod({"containers": [{"ports": [port(70000), port(80, "http"), port(81, 5)]}]}),
+            {"ports": (NamedPort("http", TCP, 80),)},
+            "spec.containers[0].ports[0].containerPort, spec.containers[0].ports[2].name",
+            "<= 65535",
+            id="container ports",
+        ),
+        pytest.param(
+            pod({"initContainers": ["x", {"restartPolicy": "Always", "ports": [port(80, "http"), port(0)]}]}),
+            {"ports": (NamedPort("http", TCP, 80),)},
+            "spec.initContainers[0], spec.initContainers[1].ports[1].containerPort",
+            ">= 1",
+            id="init containers",
+        ),
+        pytest.param(
+            pod() | {"metadata": metadata(labels={"a": 1, "app": "web"})},
+            {"labels": (("app", "web"),)},
+            "metadata.labels.a",
+            "str",
+            id="label",
+        ),
+        pytest.param(
+            pod({"hostNetwork": True, "containers": 5}, {"podIP": "x"}), NOWHERE, "spec.containers", "list", id="host"
+        ),
     ],
 )
-def test_pod_faults(decoder, value, field, reason):
+def test_what_is_bad_in_a_pod_costs_itself(decoder, value, changes, field, reason):
+    event = decode(decoder, Kind.POD, value)
+
+    assert isinstance(event, Upsert), event
+    assert event.record == msgspec.structs.replace(PLAIN, **changes)
+    assert ", ".join(it.field for it in event.left_out) == field
+    assert any(reason in it.reason for it in event.left_out)
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        pytest.param(pod({"nodeName": 5}), "spec.nodeName", id="node"),
+        pytest.param(pod({"hostNetwork": "yes"}), "spec.hostNetwork", id="hostNetwork"),
+        pytest.param(pod(status={"phase": 5}), "status.phase", id="phase"),
+        pytest.param(pod() | {"status": 5}, "status", id="status"),
+    ],
+)
+def test_of_a_pod_of_whose_addresses_nobody_knows_whose_they_are_nothing_is_read(decoder, value, field):
     event = decode(decoder, Kind.POD, value)
 
     assert isinstance(event, Malformed), event
-    assert (event.kind, event.key, event.field) == (Kind.POD, KEY, field)
-    assert reason in event.reason
+    assert (event.kind, event.key, event.field, event.partial) == (Kind.POD, KEY, field, None)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,6 @@ def test_rules_of_a_tier_that_are_no_list_deny(said):
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(tier="Middle"), "spec.tier", id="tier"),
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(priority="high"), "spec.priority", id="priority"),
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(subject={}), "spec.subject", id="subject"),
-        pytest.param(Kind.POD, {"metadata": {"name": "web"}, "status": {"podIP": "?"}}, "status.podIP", id="a pod"),
     ],
 )
 def test_nothing_is_left_where_it_is_not_known_whom_it_is_about_or_when_it_decides(kind, value, field):

@@ -8,7 +8,7 @@ import pytest
 from agent.core.addresses import parse_address
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_records import NetworkPolicyRecord
-from agent.core.records import POLICY_KINDS, Delete, Kind, ListEnded, ListStarted, Malformed, ObjectKey, Upsert
+from agent.core.records import POLICY_KINDS, Delete, Fault, Kind, ListEnded, ListStarted, Malformed, ObjectKey, Upsert
 from tests.builders import key, service
 from tests.policy_builders import namespace, network_policy, pod, rule
 
@@ -162,6 +162,41 @@ def test_what_a_former_agent_knew_holds_until_a_list_says_otherwise(listed, is_c
         model.apply(event)
 
     assert model.policies.get((WHOLE.kind, WHOLE.key)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "record", "expected"),
+    [
+        pytest.param(
+            ["spec.containers[0].ports[0].containerPort"],
+            pod("x/a", "10.1.0.2", app="db"),
+            pod("x/a", "10.1.0.2", app="db"),
+            id="a port: the rest is what it says now",
+        ),
+        pytest.param(
+            ["status.podIPs[1].ip"],
+            pod("x/a", "10.1.0.1", app="web"),
+            pod("x/a", "10.1.0.1", "fd00::1", app="web"),
+            id="an address: the one of before of that family",
+        ),
+        pytest.param(
+            ["metadata.labels.tier"], pod("x/a", app="db"), pod("x/a", app="db", tier="1"), id="a label: as it was"
+        ),
+        pytest.param(["metadata.labels"], pod("x/a"), pod("x/a", app="web", tier="1"), id="labels: as they were"),
+    ],
+)
+def test_what_cannot_be_read_of_a_pod_stays_or_is_left_out_and_is_told(fields, record, expected):
+    before = pod("x/a", "10.1.0.1", "fd00::1", app="web", tier="1")
+    left_out = tuple(Fault(field, "is bad") for field in fields)
+    new, known = PolicyModel("n1"), PolicyModel("n1")
+    known.apply(Upsert(before))
+
+    for model, wanted in ((new, record), (known, expected)):
+        model.apply(Upsert(record, left_out))
+        assert model.pod(key("x/a")) == wanted
+        assert model.left_out[Kind.POD, key("x/a")] == left_out
+        model.apply(Upsert(before))
+        assert not model.left_out
 
 
 def test_pods_that_say_the_same_share_it():

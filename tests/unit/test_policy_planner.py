@@ -286,6 +286,68 @@ def test_addresses_that_do_not_fit_are_told_and_placed_when_there_is_room():
     assert set(node.maps.state.subjects) == {WEB}
 
 
+def test_a_pods_addresses_find_room_together_and_those_of_isolated_pods_first():
+    plain, web = pod("x/a", "10.1.1.1", "fd00::1"), pod("x/b", "10.1.1.2", "fd00::2", app="web")
+    denied = network_policy("x/p", selector(app="web"), ingress=[])
+
+    node = PolicyNode(plain, web, denied, sizes=PolicySizes(subjects=3))
+    assert set(node.maps.state.subjects) == set(web.addresses)
+    assert set(node.planner.degraded) == {plain.key}
+    assert not node.planner.lacks_subjects, "no policy is about it"
+
+    node.apply(network_policy("x/all", ingress=[]))
+    assert node.planner.lacks_subjects
+
+
+@pytest.mark.parametrize("fails_open", [False, True], ids=["closed", "open"])
+def test_who_would_take_a_peer_without_room_for_the_world_fails_until_there_is_room(fails_open):
+    """Else an Admin tier's denial would be evaded by whoever comes when the map is full."""
+    guard = cluster_policy(
+        "guard", pods=selector(app="db"), ingress=[deny(Peer(namespaces=selector(), pods=selector(app="job")))]
+    )
+    about_web = network_policy("x/p", selector(app="web"), ingress=[rule(pods(app="db"))])
+    node = PolicyNode(*PODS[:3], guard, about_web, sizes=PolicySizes(identities=2), fails_open=fails_open)
+    assert node.planner.degraded == {}
+
+    node.apply(PODS[3])
+    full = "map identities is full: 1 more entries do not fit in 2 (mapSizes.identities)"
+    assert node.planner.degraded == {key("x/job"): full, key("x/db"): full}
+    assert node.may_send(JOB, DB, TCP, 80) is node.may_send(WEB, DB, TCP, 80) is fails_open
+    assert [node.may_send(it, WEB, TCP, 80) for it in (DB, JOB)] == [True, False], "to it a job is as the world"
+
+    node.delete(PODS[2])
+    assert node.planner.degraded == {}
+    assert not node.may_send(JOB, DB, TCP, 80)
+
+
+def test_a_peer_without_room_is_taken_for_the_block_it_is_in():
+    wide, beside = cidr("10.1.0.0/16"), cidr("192.0.2.0/24")
+    node = PolicyNode(
+        pod("x/db", "10.1.0.1", app="db"),
+        network_policy("x/block", selector(app="db"), ingress=[rule(wide, pods(app="job"))]),
+        sizes=PolicySizes(identities=1),
+    )
+    node.apply(pod("x/job", "10.1.0.3", app="job"))
+    assert set(node.planner.degraded) == {key("x/job")}, "the block allows it, too"
+    assert node.may_send(JOB, DB, TCP, 80)
+
+    node.apply(network_policy("x/block", selector(app="db"), ingress=[rule(beside, pods(app="job"))]))
+    assert set(node.planner.degraded) == {key("x/job"), key("x/db")}
+    assert not node.may_send(JOB, DB, TCP, 80)
+
+
+def test_an_exception_without_room_is_never_judged_as_what_it_is_cut_from():
+    """Not between two writes either: whom it concerns fails before anything of the policy is written."""
+    outside = parse_address("192.0.2.9")
+    node = PolicyNode(*PODS, network_policy("x/p", egress=[]), sizes=PolicySizes(blocks=1))
+
+    node.model.apply(Upsert(network_policy("x/p", egress=[rule(cidr("192.0.2.0/24", "192.0.2.9/32"))])))
+    for plan in node.plans():
+        for _ in node.maps.writes(plan):
+            assert not node.may_send(DB, outside, TCP, 80)
+    assert key("x/db") in node.planner.degraded
+
+
 def test_a_subject_that_did_not_fit_has_the_room_of_one_that_is_gone():
     """Though nothing else happens: what is removed is free only behind the plan that removes it."""
     one, two, three = (pod(f"x/{number}", f"10.1.1.{number}") for number in (1, 2, 3))

@@ -231,13 +231,13 @@ class PolicyModel:
         self.pods_by_address[address] = max(pods, key=_claim_of).key
 
     def _remove(self, kind: Kind, key: ObjectKey) -> None:
+        self.left_out.pop((kind, key), None)
         match kind:
             case Kind.POD:
                 self._remove_pod(key)
             case Kind.NAMESPACE:
                 self._put_namespace(key.name, ())
             case _:
-                self.left_out.pop((kind, key), None)
                 if self.policies.pop((kind, key), None):
                     self._touch((kind, key))
 

@@ -227,7 +227,7 @@ def test_the_first_difference_of_layouts_is_named(report, map_name, role, layout
 
 def test_a_struct_changed_in_c_alone_is_refused(store, bpffs, sources):
     spoil(sources / "types.h", "	u32 inside; ", "	u32 flags; ")
-    spoil(sources / "types.h", "	u32 flags;            /* enum f", "	u32 inside;            /* enum f")
+    spoil(sources / "types.h", "	u32 flags;   /* enum f", "	u32 inside;   /* enum f")
 
     with pytest.raises(LoaderError, match="map frontends: the value frontend"):
         load(store, bpffs / "maps")

@@ -122,7 +122,7 @@ def test_what_can_be_read_is_in_force_where_no_former_version_is_known(shop: Pol
 
 def test_a_bad_port_of_a_new_pod_costs_itself_and_not_its_policy(shop: PolicyScene) -> None:
     node, written = shop.scene.node, shop.scene.manifests
-    late = node.add_pod("late", 8080)
+    late = node.pods.get("late") or node.add_pod("late", 8080)
     described = pod("late", node.name, late.addresses, "web", ports=[("bad", 70_000, "TCP"), ("http", 8080, "TCP")])
 
     def answered(client: str) -> list[bool]:

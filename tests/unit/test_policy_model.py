@@ -197,6 +197,9 @@ def test_what_cannot_be_read_of_a_pod_stays_or_is_left_out_and_is_told(fields, r
         assert model.left_out[Kind.POD, key("x/a")] == left_out
         model.apply(Upsert(before))
         assert not model.left_out
+        model.apply(Upsert(record, left_out))
+        model.apply(Delete(Kind.POD, key("x/a")))
+        assert not model.left_out
 
 
 def test_pods_that_say_the_same_share_it():

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from agent.core.enforced import Policy
+from agent.core.events import Event
 from agent.core.network import Network
 from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_plan import Numbers, PolicySizes
 from agent.core.policy_planner import BLOCKS, PolicyPlanner
-from agent.core.records import Event, ObjectKey
+from agent.core.records import ObjectKey
 from agent.errors import DataplaneError
 from agent.kernel.connections import ConnectionSweep
 from agent.kernel.pod_devices import PodDevices

@@ -15,20 +15,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from agent.core.events import AddressesChanged, Delete, Event, Malformed, Upsert, kind_of
 from agent.core.model import Model
 from agent.core.network import Network
 from agent.core.planner import Planner
-from agent.core.records import (
-    POLICY_KINDS,
-    AddressesChanged,
-    Delete,
-    Event,
-    Kind,
-    Malformed,
-    SliceRecord,
-    Upsert,
-    kind_of,
-)
+from agent.core.records import POLICY_KINDS, Kind, SliceRecord
 from agent.errors import DataplaneError, LoaderError
 from agent.kernel.conntrack import FlowSweep, Undecided
 from agent.kernel.dataplane import Dataplane

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from agent.core.abi import Direction
 from agent.core.addresses import AddressRange, parse_address
+from agent.core.events import Delete, Event, ListEnded, ListStarted, Upsert
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_planner import Numbers, PolicyPlan, PolicyPlanner, PolicySizes
 from agent.core.policy_records import (
@@ -27,7 +28,7 @@ from agent.core.policy_records import (
     Tier,
     TierRule,
 )
-from agent.core.records import POLICY_KINDS, Delete, Event, ListEnded, ListStarted, ObjectKey, Protocol, Upsert
+from agent.core.records import POLICY_KINDS, ObjectKey, Protocol
 from tests.builders import key
 from tests.policy_reference import PolicyMaps
 

@@ -1,7 +1,7 @@
 """Which connections of subjects are over: those silent for longer than their state allows.
 
 Their flags are those of flows. Streams (TCP, SCTP) live as TCP does, everything else as UDP. The programs judge alike
-(``policy_is_over`` in ``bpf/policy.h``).
+(``policy_is_over`` in ``bpf/policy_connection.h``).
 """
 
 from __future__ import annotations

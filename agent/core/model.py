@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.core.addresses import family_of, parse_address
+from agent.core.events import AddressesChanged, AnyRecord, Delete, Event, ListEnded, ListStarted, Malformed, Upsert
 from agent.core.health import count_local_ready
 from agent.core.options import ServiceOptions
 from agent.core.records import (
     SERVICE_KINDS,
-    AddressesChanged,
-    AnyRecord,
-    Delete,
-    Event,
     Family,
     Fault,
     HealthCheck,
     Kind,
-    ListEnded,
-    ListStarted,
-    Malformed,
     NodeRecord,
     ObjectKey,
     ServiceRecord,
     SliceRecord,
-    Upsert,
 )
 from agent.core.services import DesiredPort, resolve
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from agent.core.addresses import family_of
+from agent.core.events import Delete, Event, ListEnded, ListStarted, Malformed, Upsert
 from agent.core.policy_records import (
     ClusterPolicyRecord,
     Labels,
@@ -19,18 +20,7 @@ from agent.core.policy_records import (
     PodRecord,
     PolicyRecord,
 )
-from agent.core.records import (
-    POLICY_KINDS,
-    Delete,
-    Event,
-    Fault,
-    Kind,
-    ListEnded,
-    ListStarted,
-    Malformed,
-    ObjectKey,
-    Upsert,
-)
+from agent.core.records import POLICY_KINDS, Fault, Kind, ObjectKey
 
 PolicyName = tuple[Kind, ObjectKey]
 NAME_LABEL = "kubernetes.io/metadata.name"

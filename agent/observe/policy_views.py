@@ -12,11 +12,12 @@ from typing import Any
 from agent.core.abi import FIRST_IDENTITY, Direction
 from agent.core.addresses import format_address
 from agent.core.enforced import Policy, rules_of, stage_of, subject_of
+from agent.core.events import Malformed
 from agent.core.policy import KIND_NAMES, NETWORK, RuleName
 from agent.core.policy_model import PolicyModel, PolicyName
 from agent.core.policy_planner import PolicyPlanner
 from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord
-from agent.core.records import POLICY_KINDS, Fault, Kind, Malformed, ObjectKey
+from agent.core.records import POLICY_KINDS, Fault, Kind, ObjectKey
 from agent.core.selectors import IdentityName
 from agent.observe.policy_room import Missing
 from agent.observe.policy_text import (

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agent.core.records import Family, Kind, NodeRecord, ObjectKey, ServiceRecord, SliceRecord, Traits, Upsert
+from agent.core.events import Upsert
+from agent.core.records import Family, Kind, NodeRecord, ObjectKey, ServiceRecord, SliceRecord, Traits
 from agent.errors import SourceError
 from agent.sources import convert
 from agent.sources.reader import UNNAMED, UNREADABLE, Decoded, ObjectEvent, Reader

@@ -10,6 +10,7 @@ from functools import lru_cache
 from sys import intern
 from typing import Any
 
+from agent.core.events import AnyRecord, Upsert
 from agent.core.policy_records import (
     ClusterPolicyRecord,
     Labels,
@@ -19,7 +20,7 @@ from agent.core.policy_records import (
     PodRecord,
     not_understood,
 )
-from agent.core.records import AnyRecord, Fault, Kind, ObjectKey, Upsert
+from agent.core.records import Fault, Kind, ObjectKey
 from agent.sources import convert_policy as convert
 from agent.sources import convert_tiers as tiers
 from agent.sources import partial_pod, partial_policy

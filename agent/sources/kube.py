@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from agent.core.records import Event, Kind
+from agent.core.events import Event
+from agent.core.records import Kind
 from agent.sources.decode import Decoder
 from agent.sources.kube_client import KubeClient
 from agent.sources.kube_reflector import Reflector

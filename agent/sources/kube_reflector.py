@@ -21,7 +21,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from agent.core.records import Delete, Event, Kind, ListEnded, ListStarted
+from agent.core.events import Delete, Event, ListEnded, ListStarted
+from agent.core.records import Kind
 from agent.errors import SourceError
 from agent.sources.decode import Decoder
 from agent.sources.kube_client import KubeClient, KubeResponse

@@ -33,16 +33,8 @@ from typing import NamedTuple
 
 from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
-from agent.core.records import (
-    Delete,
-    Event,
-    Kind,
-    ListEnded,
-    ListStarted,
-    Malformed,
-    ObjectKey,
-    Upsert,
-)
+from agent.core.events import Delete, Event, ListEnded, ListStarted, Malformed, Upsert
+from agent.core.records import Kind, ObjectKey
 from agent.errors import ConfigError
 from agent.sources.decode import UNNAMED, Decoder
 from agent.sources.documents import Contents, read_contents

@@ -9,7 +9,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from agent.core.records import AnyRecord, Delete, Fault, Kind, Malformed, ObjectKey, Upsert
+from agent.core.events import AnyRecord, Delete, Malformed, Upsert
+from agent.core.records import Fault, Kind, ObjectKey
 from agent.sources import convert
 from agent.sources.wire import SERVICE_NAME_LABEL, Identity, WatchEvent, WireObject
 

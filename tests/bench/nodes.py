@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agent.core.abi import FIRST_FREE_SLOT, MapSizes
+from agent.core.events import AddressesChanged
 from agent.core.model import Model
 from agent.core.network import Network, PodDetection
 from agent.core.plan import Plan
 from agent.core.planner import Planner
-from agent.core.records import AddressesChanged
 from agent.core.segments import block_size
 from agent.kernel.dataplane import Dataplane, DataplaneOptions
 from agent.kernel.netlink import Netlink, read_network

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.core.records import POLICY_KINDS, Event, Kind, ListEnded, ListStarted
+from agent.core.events import Event, ListEnded, ListStarted
+from agent.core.records import POLICY_KINDS, Kind
 from agent.sources.decode import Decoder
 from tests.bench import lines
 from tests.bench.population import NODE, POD_PORT, dump, managed, uid

@@ -11,13 +11,11 @@ from typing import Any
 import msgspec
 
 from agent.core.addresses import parse_address
+from agent.core.events import Event, ListEnded, ListStarted, Upsert
 from agent.core.records import (
     SERVICE_KINDS,
-    Event,
     External,
     Family,
-    ListEnded,
-    ListStarted,
     ObjectKey,
     Protocol,
     ServicePort,
@@ -25,7 +23,6 @@ from agent.core.records import (
     SlicePort,
     SliceRecord,
     Traits,
-    Upsert,
 )
 
 SERVICE_PORT = 80

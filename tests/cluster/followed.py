@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.core.records import AnyRecord, Delete, Event, Kind, ListEnded, ListStarted, Malformed, Upsert
+from agent.core.events import AnyRecord, Delete, Event, ListEnded, ListStarted, Malformed, Upsert
+from agent.core.records import Kind
 from agent.sources.decode import Decoder
 from agent.sources.kube import KubeSource, resources
 from agent.sources.kube_client import HttpTimeouts, KubeClient, KubeTarget

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.records import Event
+from agent.core.events import Event
 from agent.sources import kube_client
 from agent.sources.kube import KubeSource
 from agent.sources.kube_client import HttpTimeouts, KubeClient, KubeTarget

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.records import SERVICE_KINDS, Kind, ListEnded, ListStarted
+from agent.core.events import ListEnded, ListStarted
+from agent.core.records import SERVICE_KINDS, Kind
 from tests.cluster.api_driver import SERVICES, SLICES, ApiDriver, endpoint_slice, service, until
 from tests.cluster.api_faults import Do, Fault
 from tests.cluster.api_servers import OUR_TOKEN, OurApiServer, driver

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from agent.core.addresses import parse_address
+from agent.core.events import ListEnded, ListStarted
 from agent.core.policy_records import NetworkPolicyRecord, PodRecord
-from agent.core.records import POLICY_KINDS, SERVICE_KINDS, Kind, ListEnded, ListStarted
+from agent.core.records import POLICY_KINDS, SERVICE_KINDS, Kind
 from tests.cluster.api_driver import (
     CLUSTER_POLICIES,
     NAMESPACES,

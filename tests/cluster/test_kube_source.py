@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.core.records import Kind, ListEnded, ObjectKey, ServiceRecord
+from agent.core.events import ListEnded
+from agent.core.records import Kind, ObjectKey, ServiceRecord
 from agent.sources.kube_client import KubeClient, KubeTarget
 from agent.sources.kube_events import EventRecorder
 from agent.sources.kube_failures import ApiFailure, Cause

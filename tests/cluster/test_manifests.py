@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from agent.core.records import Event, ObjectKey
+from agent.core.events import Event
+from agent.core.records import ObjectKey
 from agent.sources.kube import KubeSource
 from agent.sources.kube_client import KubeClient, KubeTarget
 from agent.sources.kube_events import EventRecorder

@@ -30,11 +30,12 @@ import yaml
 from agent.cli.view import format_backends, format_frontend
 from agent.core.abi import Frontend, FrontendFlag, FrontendKey, unpack_source_range
 from agent.core.addresses import AddressRange, format_address, parse_address
+from agent.core.events import AddressesChanged
 from agent.core.model import Model
 from agent.core.options import ServiceOptions
 from agent.core.plan import Placement, Plan, Segment
 from agent.core.planner import Planner
-from agent.core.records import AddressesChanged, Algorithm, Forwarding
+from agent.core.records import Algorithm, Forwarding
 from agent.sources.decode import Decoder
 from agent.sources.documents import read_contents
 from tests.property.fake_maps import Answer, FakeMaps, apply_watched

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from agent.core.abi import Direction
 from agent.core.addresses import family_of, parse_address
+from agent.core.events import Delete, Upsert
 from agent.core.policy_records import (
     Action,
     ClusterPolicyRecord,
@@ -23,7 +24,7 @@ from agent.core.policy_records import (
     Tier,
     TierRule,
 )
-from agent.core.records import Delete, Kind, ObjectKey, Protocol, Upsert
+from agent.core.records import Kind, ObjectKey, Protocol
 from tests.policy_builders import prefix
 
 NAMESPACES = ("x", "y")

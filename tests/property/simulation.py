@@ -10,10 +10,10 @@ import pytest
 
 import agent.reconciler
 from agent.core.abi import FrontendFlag, MapSizes
+from agent.core.events import Event
 from agent.core.frontends import Which
 from agent.core.model import Model
 from agent.core.plan import Placement, Plan
-from agent.core.records import Event
 from agent.core.services import Backends
 from agent.kernel.dataplane import DataplaneOptions
 from agent.observe.metrics import Metrics

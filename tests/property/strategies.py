@@ -5,20 +5,15 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from agent.core.addresses import AddressRange
+from agent.core.events import AddressesChanged, Delete, Event, ListEnded, ListStarted, Malformed, Upsert
 from agent.core.records import (
     SERVICE_KINDS,
-    AddressesChanged,
     Algorithm,
-    Delete,
-    Event,
     External,
     Family,
     Fault,
     Forwarding,
     Kind,
-    ListEnded,
-    ListStarted,
-    Malformed,
     NodeRecord,
     ObjectKey,
     Protocol,
@@ -27,7 +22,6 @@ from agent.core.records import (
     SlicePort,
     SliceRecord,
     Traits,
-    Upsert,
 )
 from tests.builders import addresses
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.addresses import parse_address
+from agent.core.events import Delete, Malformed, Upsert
 from agent.core.policy_records import Rule
-from agent.core.records import ADDRESS_SIZE, Delete, Family, Kind, Malformed, ObjectKey, Traits, Upsert
+from agent.core.records import ADDRESS_SIZE, Family, Kind, ObjectKey, Traits
 from agent.sources.convert import pack
 from agent.sources.decode import UNNAMED, Decoder
 from tests.property import wire_strategies as wire

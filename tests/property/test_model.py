@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.events import Delete, Event, ListEnded, ListStarted, Upsert
 from agent.core.model import Model
-from agent.core.records import Delete, Event, Kind, ListEnded, ListStarted, ServiceRecord, SliceRecord, Upsert
+from agent.core.records import Kind, ServiceRecord, SliceRecord
 from agent.core.services import Backends
 from tests.property.strategies import NODE_NAME, batches
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.events import Delete, Event
 from agent.core.model import Model
-from agent.core.records import Delete, Event, Kind, ObjectKey
+from agent.core.records import Kind, ObjectKey
 from agent.core.services import DesiredPort
 from tests.property.simulation import Crash, SimulatedAgent, expected_answers, simulated_time
 from tests.property.strategies import batches

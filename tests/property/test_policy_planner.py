@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core.abi import POLICY_ENTRY, SUBJECT, SubjectFlag
+from agent.core.events import Delete, Upsert
 from agent.core.policy_planner import Numbers, PolicySizes, PolicyState
 from agent.core.policy_records import NamespaceRecord, PolicyRecord
-from agent.core.records import Delete, Kind, ObjectKey, Upsert
+from agent.core.records import Kind, ObjectKey
 from tests.policy_builders import PolicyNode
 from tests.policy_reference import End, PolicyMaps, Reference
 from tests.property.policy_strategies import ADDRESSES, QUESTIONS, SAMPLED, events, populations

@@ -5,14 +5,13 @@ import json
 import pytest
 
 from agent.core.addresses import AddressRange, parse_address
+from agent.core.events import Delete, Malformed, Upsert
 from agent.core.records import (
     Algorithm,
-    Delete,
     External,
     Family,
     Forwarding,
     Kind,
-    Malformed,
     NodeRecord,
     ObjectKey,
     Protocol,
@@ -21,7 +20,6 @@ from agent.core.records import (
     SlicePort,
     SliceRecord,
     Traits,
-    Upsert,
 )
 from agent.errors import SourceError
 from agent.sources.decode import UNNAMED, Decoder

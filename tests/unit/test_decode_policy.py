@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from agent.core.addresses import parse_address
+from agent.core.events import Malformed, Upsert
 from agent.core.policy_records import (
     EVERYTHING,
     Action,
@@ -25,7 +26,7 @@ from agent.core.policy_records import (
     Tier,
     TierRule,
 )
-from agent.core.records import POLICY_KINDS, SERVICE_KINDS, Kind, Malformed, ObjectKey, Protocol, Upsert
+from agent.core.records import POLICY_KINDS, SERVICE_KINDS, Kind, ObjectKey, Protocol
 from agent.sources.decode import UNNAMED, Decoder
 
 KEY = ObjectKey("shop", "web")

@@ -12,17 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.records import (
-    POLICY_KINDS,
-    SERVICE_KINDS,
-    Delete,
-    Kind,
-    ListEnded,
-    ListStarted,
-    Malformed,
-    ObjectKey,
-    Upsert,
-)
+from agent.core.events import Delete, ListEnded, ListStarted, Malformed, Upsert
+from agent.core.records import POLICY_KINDS, SERVICE_KINDS, Kind, ObjectKey
 from agent.errors import ConfigError
 from agent.sources import writers
 from agent.sources.decode import Decoder

@@ -8,25 +8,19 @@ import pytest
 
 from agent.core.abi import FrontendKind
 from agent.core.addresses import format_address
+from agent.core.events import AddressesChanged, Delete, Event, ListEnded, ListStarted, Malformed, Upsert
 from agent.core.model import Model
 from agent.core.records import (
     SERVICE_KINDS,
-    AddressesChanged,
-    Delete,
-    Event,
     Family,
     Fault,
     HealthCheck,
     Kind,
-    ListEnded,
-    ListStarted,
-    Malformed,
     NodeRecord,
     ObjectKey,
     Protocol,
     ServiceRecord,
     Traits,
-    Upsert,
 )
 from tests.builders import READY, addresses, endpoint_text, external, key, piece, service
 

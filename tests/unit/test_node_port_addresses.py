@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from agent.core.addresses import AddressRange, format_address, parse_address
+from agent.core.events import AddressesChanged, Upsert
 from agent.core.model import Model
 from agent.core.options import ServiceOptions
-from agent.core.records import AddressesChanged, NodeRecord, Upsert
+from agent.core.records import NodeRecord
 
 LOCAL = ("127.0.0.1", "192.0.2.1", "192.0.2.2", "198.51.100.1", "::1", "2001:db8::1", "2001:db8::2")
 ROUTES = ("192.0.2.1", "2001:db8::1")

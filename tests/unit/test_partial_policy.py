@@ -5,6 +5,7 @@ import json
 import pytest
 
 from agent.core.addresses import AddressRange
+from agent.core.events import Malformed
 from agent.core.policy_records import (
     EVERYTHING,
     Action,
@@ -18,7 +19,7 @@ from agent.core.policy_records import (
     Tier,
     TierRule,
 )
-from agent.core.records import Kind, Malformed, ObjectKey, Protocol
+from agent.core.records import Kind, ObjectKey, Protocol
 from agent.sources.decode import Decoder
 from tests.policy_builders import selector
 

@@ -6,9 +6,10 @@ import msgspec
 import pytest
 
 from agent.core.addresses import parse_address
+from agent.core.events import Delete, ListEnded, ListStarted, Malformed, Upsert
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_records import NetworkPolicyRecord
-from agent.core.records import POLICY_KINDS, Delete, Fault, Kind, ListEnded, ListStarted, Malformed, ObjectKey, Upsert
+from agent.core.records import POLICY_KINDS, Fault, Kind, ObjectKey
 from tests.builders import key, service
 from tests.policy_builders import namespace, network_policy, pod, rule
 

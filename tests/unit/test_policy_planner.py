@@ -7,10 +7,11 @@ import pytest
 
 from agent.core.abi import FIRST_IDENTITY, PEER_WORLD, SUBJECT, Direction, SubjectFlag
 from agent.core.addresses import parse_address
+from agent.core.events import Delete, ListStarted, Upsert
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_planner import Numbers, PolicyPlanner, PolicySizes, PolicyState
 from agent.core.policy_records import Operator, Peer
-from agent.core.records import Delete, Kind, ListStarted, ObjectKey, Upsert
+from agent.core.records import Kind, ObjectKey
 from tests.builders import key
 from tests.policy_builders import (
     PolicyNode,

@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from agent.core.abi import POLICY_STATE, SUBJECT, SubjectFlag
+from agent.core.events import Delete, Event, ListEnded, ListStarted, Malformed, Upsert
 from agent.core.network import Network
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicySizes
 from agent.core.policy_records import Action, PolicyRecord, Rule, TierRule, not_understood
-from agent.core.records import POLICY_KINDS, Delete, Event, Kind, ListEnded, ListStarted, Malformed, Upsert
+from agent.core.records import POLICY_KINDS, Kind
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
 from agent.observe.former_policies import FILE as POLICIES
 from agent.observe.former_policies import PolicyFile, read_policies

@@ -6,6 +6,7 @@ import pytest
 
 from agent.cli.flows import row, since_ns
 from agent.core.abi import Direction
+from agent.core.events import Malformed, Upsert
 from agent.core.policy_planner import PolicySizes
 from agent.core.policy_records import (
     Action,
@@ -19,7 +20,7 @@ from agent.core.policy_records import (
     TierRule,
     not_understood,
 )
-from agent.core.records import Kind, Malformed, ObjectKey, Protocol, Upsert
+from agent.core.records import Kind, ObjectKey, Protocol
 from agent.errors import ConfigError
 from agent.observe.policy_text import isolated_text, peers_text, ports_text, selector_text
 from agent.observe.policy_views import PolicyViews

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.records import Fault, Upsert
+from agent.core.events import Upsert
+from agent.core.records import Fault
 from tests.builders import key, service
 from tests.property.simulation import METRICS, Clock, SimulatedAgent
 

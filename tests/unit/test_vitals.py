@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.config import load
-from agent.core.records import Delete, Kind, ListEnded, ListStarted, NodeRecord, ObjectKey, Upsert
+from agent.core.events import Delete, ListEnded, ListStarted, Upsert
+from agent.core.records import Kind, NodeRecord, ObjectKey
 from agent.observe.health import Health
 from agent.servers import read_vitals
 from tests.builders import service

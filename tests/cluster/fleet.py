@@ -21,7 +21,7 @@ from tests.lab.traffic import Answer
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 FOLLOW_LIMIT_S = 5
 # A Service of every kind has some forty frontends on a node.
-_SIZES = SIZES | {"frontends": 4096}
+_SIZES = SIZES | {"maglevTables": 8}
 
 
 class Fleet(Nodes):

@@ -19,19 +19,27 @@ static __always_inline bool affinity_is_at(const struct slot *slot, const struct
 
 /*
  * Search a segment for a backend. What is found is kept in map memory, of which the verifier knows nothing: in a
- * register it would be another state in each turn of the loop, each to be followed to the end of the program.
+ * register it would be another state in each turn of the loop, each to be followed to the end of the program. A turn has
+ * one branch, as the verifier follows each of them in every turn, and clang 19 makes several of a condition it understands.
  */
 static __always_inline void affinity_search(u32 base, u32 count, struct affinity *wanted)
 {
 	struct slot *slot;
 	u32 index, i;
+	u64 misses;
 
 	wanted->slot = 0;
 #pragma clang loop unroll(disable)
 	for (i = 1; i <= AFFINITY_SEARCH; i++) {
 		index = base + i;
 		slot = segments.lookup(&index);
-		if (slot && i <= count && affinity_is_at(slot, wanted))
+		if (!slot)
+			return;
+		misses = (u32)(slot->port ^ wanted->port) |
+			 address_difference(&slot->address, &wanted->address);
+		misses |= ((u64)count - i) & 1ULL << 63; /* behind the last */
+		asm volatile("" : "+r"(misses));
+		if (!misses)
 			wanted->slot = index;
 	}
 }

@@ -18,10 +18,15 @@ static __always_inline struct address address_from_ipv4(__be32 ipv4)
 	return address;
 }
 
+static __always_inline u32 address_difference(const struct address *a, const struct address *b)
+{
+	return (a->word[3] ^ b->word[3]) | (a->word[2] ^ b->word[2]) | (a->word[1] ^ b->word[1]) |
+	       (a->word[0] ^ b->word[0]);
+}
+
 static __always_inline bool address_equal(const struct address *a, const struct address *b)
 {
-	u32 differs = (a->word[3] ^ b->word[3]) | (a->word[2] ^ b->word[2]) | (a->word[1] ^ b->word[1]) |
-		      (a->word[0] ^ b->word[0]);
+	u32 differs = address_difference(a, b);
 
 	/*
 	 * One branch rather than four: the verifier follows each. clang 19 makes them of it all the same where it sees

@@ -9,6 +9,7 @@ standard error where there are none; what is there with exit status 0 are warnin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -92,7 +93,8 @@ def load(request: Request) -> Credentials:
     from kubernetes.client import Configuration  # noqa: PLC0415 - the agent imports this module, for its types
 
     configuration = Configuration()
-    with tempfile.TemporaryDirectory(dir=_SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None) as scratch:
+    # A service account needs none, and a container's root file system is read-only.
+    with _scratch() if request.kubeconfig else contextlib.nullcontext("") as scratch:
         if request.kubeconfig:
             origin = _load_kubeconfig(request.kubeconfig, configuration, scratch)
         else:
@@ -100,6 +102,10 @@ def load(request: Request) -> Credentials:
         if request.api_server:
             configuration.host = request.api_server.rstrip("/")
         return _credentials(configuration, origin)
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=_SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None)
 
 
 def _load_kubeconfig(paths: str, configuration: Any, scratch: str) -> Origin:

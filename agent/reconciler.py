@@ -206,7 +206,7 @@ class Reconciler:
         self._has_news = True
         self.model.apply(item)
 
-    def _tell_left_out(self, item: Upsert, outcome: str = "") -> None:
+    def _tell_left_out(self, item: Upsert, outcome: str) -> None:
         record = item.record
         self._metrics.malformed(record.kind)
         for field, reason in item.left_out:
@@ -218,7 +218,8 @@ class Reconciler:
         if isinstance(event, Malformed):
             self._tell_malformed(event)
         elif isinstance(event, Upsert) and event.left_out:
-            self._tell_left_out(event)
+            # Of a policy the reason says what its rule comes to.
+            self._tell_left_out(event, "; it is left out" if event.record.kind is Kind.POD else "")
         self.policy.take(event, received.at)
 
     def _tell_malformed(self, event: Malformed) -> None:

@@ -216,7 +216,7 @@ static __always_inline bool policy_may_be_older(const struct work *work, u32 now
 	u32 since = work->subject.since;
 	u32 young = policy_is_stream(work->packet.tuple.protocol) ? POLICY_YOUNG_STREAM_S : POLICY_YOUNG_S;
 
-	return since && now - since < young;
+	return since && seconds_since(since, now) < young;
 }
 
 /* Whether a packet begins another connection than the one that is known; else, who began that. */

@@ -34,10 +34,7 @@ static __always_inline bool policy_key_of(const struct tuple *tuple, struct tupl
 	}
 	if (source < destination || (source == destination && from <= to))
 		return false;
-	key->source = tuple->destination;
-	key->destination = tuple->source;
-	key->source_port = tuple->destination_port;
-	key->destination_port = tuple->source_port;
+	*key = tuple_turned(tuple);
 	return true;
 }
 
@@ -47,13 +44,7 @@ static __always_inline bool policy_key_of(const struct tuple *tuple, struct tupl
  */
 static __always_inline bool policy_see_through(struct work *work, struct tuple *tuple)
 {
-	struct tuple back = {
-		.source = tuple->destination,
-		.destination = tuple->source,
-		.source_port = tuple->destination_port,
-		.destination_port = tuple->source_port,
-		.protocol = tuple->protocol,
-	};
+	struct tuple back = tuple_turned(tuple);
 	struct flow *flow = conntrack.lookup(&back);
 
 	if (!flow || conntrack_is_over(flow, tuple->protocol, conntrack_now(work)))
@@ -190,13 +181,7 @@ static __always_inline bool policy_is_plain(struct __sk_buff *skb, struct work *
 static __always_inline bool policy_is_answer_plain(const struct tuple *tuple)
 {
 	struct endpoint asked = { .address = tuple->source, .port = tuple->source_port };
-	struct tuple back = {
-		.source = tuple->destination,
-		.destination = tuple->source,
-		.source_port = tuple->destination_port,
-		.destination_port = tuple->source_port,
-		.protocol = tuple->protocol,
-	};
+	struct tuple back = tuple_turned(tuple);
 
 	return !conntrack.lookup(&back) && !lb_frontend(&asked, tuple->protocol);
 }

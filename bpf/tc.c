@@ -167,7 +167,7 @@ static __always_inline bool begins_anew(struct work *work, const struct flow *fl
 	if ((packet->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 		return false;
 	now = conntrack_now(work);
-	return (flow->flags & FLOW_ESTABLISHED && now - flow->seen >= ALIVE_S) ||
+	return (flow->flags & FLOW_ESTABLISHED && seconds_since(flow->seen, now) >= ALIVE_S) ||
 	       conntrack_is_over(flow, IPPROTO_TCP, now);
 }
 
@@ -456,13 +456,7 @@ static __always_inline bool may_begin(struct __sk_buff *skb, const struct packet
 static __always_inline void forget_former(struct work *work)
 {
 	const struct tuple *tuple = &work->packet.tuple;
-	struct tuple key = {
-		.source = tuple->destination,
-		.destination = tuple->source,
-		.source_port = tuple->destination_port,
-		.destination_port = tuple->source_port,
-		.protocol = tuple->protocol,
-	};
+	struct tuple key = tuple_turned(tuple);
 	struct flow *former = conntrack.lookup(&key);
 
 	if (former && former->flags & FLOW_REPLY &&

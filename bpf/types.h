@@ -167,6 +167,20 @@ struct tuple {
 	u8 pad[3]; /* zero */
 };
 
+/* The tuple of an answer. */
+static __always_inline struct tuple tuple_turned(const struct tuple *tuple)
+{
+	struct tuple turned = {
+		.source = tuple->destination,
+		.destination = tuple->source,
+		.source_port = tuple->destination_port,
+		.destination_port = tuple->source_port,
+		.protocol = tuple->protocol,
+	};
+
+	return turned;
+}
+
 /*
  * What becomes of a packet with a tuple. A translated flow has two entries, one for each way:
  *

@@ -64,7 +64,7 @@ class Kind(IntEnum):
     GET_FILTER = 46
 
 
-# RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6ROUTE.
+# RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE.
 GROUPS = sum(1 << (group - 1) for group in (1, 5, 7, 9, 11))
 
 

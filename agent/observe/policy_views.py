@@ -6,7 +6,6 @@ To be called on the thread that owns model and planner.
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent.core.abi import FIRST_IDENTITY, Direction
@@ -19,7 +18,6 @@ from agent.core.policy_planner import PolicyPlanner
 from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord
 from agent.core.records import POLICY_KINDS, Fault, Kind, ObjectKey
 from agent.core.selectors import IdentityName
-from agent.observe.policy_room import Missing
 from agent.observe.policy_text import (
     action_text,
     identity_document,
@@ -42,19 +40,18 @@ class PolicyViews:
 
     def policies(self) -> list[dict[str, Any]]:
         """List every policy, those that decide first in front; one that cannot be read stands with its fault."""
-        subjects, missing, degraded = self._subjects(), Missing(self._model, self._planner), self._planner.degraded
+        subjects, degraded = self._subjects(), self._planner.degraded
         pods = self._planner.subject_pods().values()
         records = sorted(self._model.policies.values(), key=_rank)
         documents = []
         for record in records:
             name = record.kind, record.key
             meant = sorted({key for key, number in pods if name in subjects.get(number, ())})
-            not_enforced = [f"pod {key}: {degraded[key]}" for key in meant if key in degraded]
             documents.append(
                 {
                     **_policy(record, [str(key) for key in meant], self._model.malformed.get(name)),
                     "not_understood": _left_out(self._model.left_out.get(name, ())),
-                    "not_enforced": not_enforced + (missing.of(record) if meant else []),
+                    "not_enforced": [f"pod {key}: {degraded[key]}" for key in meant if key in degraded],
                 }
             )
         unread = {name: fault for name, fault in self._model.malformed.items() if name[0] in _WATCHED}
@@ -74,15 +71,14 @@ class PolicyViews:
 
     def endpoints(self) -> list[dict[str, Any]]:
         """List the addresses of this node's pods, which policies concern them, and whether those are in force."""
-        subjects = self._subjects()
-        reasons = self._reasons(subjects)
+        subjects, degraded = self._subjects(), self._planner.degraded
         return [
             {
                 "pod": str(key),
                 "address": format_address(address),
                 "identity": number,
-                "state": "degraded" if reasons[key, number] else "enforced",
-                "reason": reasons[key, number],
+                "state": "degraded" if key in degraded else "enforced",
+                "reason": degraded.get(key, ""),
                 **{
                     direction.name.lower(): {
                         "isolated_by": [str(it) for it in self._planner.isolating(number, direction)],
@@ -93,19 +89,6 @@ class PolicyViews:
             }
             for address, (key, number) in sorted(self._planner.subject_pods().items(), key=lambda it: (it[1][0], it[0]))
         ]
-
-    def _reasons(self, subjects: Mapping[int, Iterable[PolicyName]]) -> dict[tuple[ObjectKey, int], str]:
-        """Say of each pod why its policy is not wholly in force; nothing where it is."""
-        degraded, missing = self._planner.degraded, Missing(self._model, self._planner)
-        wanting = {
-            name: [f"{_title(name)}, {text}" for text in missing.of(self._model.policies[name])]
-            for name in {name for names in subjects.values() for name in names}
-        }
-        return {
-            (key, number): "; ".join(text for name in subjects[number] for text in wanting[name])
-            or degraded.get(key, "")
-            for key, number in self._planner.subject_pods().values()
-        }
 
     def pod_addresses(self, pod: str) -> list[str] | None:
         """List the addresses of a pod of any node (``namespace/name``); None where no such pod is known."""

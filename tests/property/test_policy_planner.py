@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -97,12 +98,11 @@ def test_duplicates_and_another_order_change_nothing(changes, random):
     assert list(answers(other.maps)) == list(answers(node.maps))
 
 
-@settings(max_examples=settings.default.max_examples // 4)
-@given(histories, st.lists(events, min_size=1, max_size=4))
-def test_every_write_leaves_the_old_verdict_or_the_new_one(past, changes):
-    objects = of(past)
-    node = PolicyNode(*objects.values())
+Moment = tuple[bool, bool, bool, bool]
 
+
+def moments(node: PolicyNode, objects: Objects, changes: Sequence[Change]) -> Iterator[Moment]:
+    """Change them, and answer after every write: as it was before the change, between, is now, and is to be."""
     for change in changes:
         before, reference = list(answers(node.maps, FEW)), Reference(objects.values())
         objects = after(objects, change)
@@ -111,9 +111,19 @@ def test_every_write_leaves_the_old_verdict_or_the_new_one(past, changes):
         node.model.apply(change)
         for plan in node.plans():
             for _ in node.maps.writes(plan):
-                for was, between, now, will in zip(before, meanwhile, answers(node.maps, FEW), follows, strict=True):
-                    assert now in {was, between, will}
-        check(node, objects)
+                yield from zip(before, meanwhile, answers(node.maps, FEW), follows, strict=True)
+
+
+@settings(max_examples=settings.default.max_examples // 4)
+@given(histories, st.lists(events, min_size=1, max_size=4))
+def test_every_write_leaves_the_old_verdict_or_the_new_one(past, changes):
+    objects = of(past)
+    node = PolicyNode(*objects.values())
+
+    for was, between, now, will in moments(node, objects, changes):
+        assert now in {was, between, will}
+
+    check(node, functools.reduce(after, changes, objects))
 
 
 def moves_many(change: Change) -> bool:
@@ -212,16 +222,8 @@ def test_no_write_lets_pass_what_may_not_for_want_of_room(past, changes, sizes):
     objects = of(past)
     node = PolicyNode(*objects.values(), sizes=replace(sizes, subjects=len(ADDRESSES)))
 
-    for change in changes:
-        before, reference = list(answers(node.maps, FEW)), Reference(objects.values())
-        objects = after(objects, change)
-        follows = promised(Reference(objects.values()), FEW)
-        meanwhile = half_moved(reference, Reference(objects.values())) if moves_many(change) else before
-        node.model.apply(change)
-        for plan in node.plans():
-            for _ in node.maps.writes(plan):
-                for was, between, now, will in zip(before, meanwhile, answers(node.maps, FEW), follows, strict=True):
-                    assert not now or was or between or will
+    for was, between, now, will in moments(node, objects, changes):
+        assert not now or was or between or will
 
 
 @given(histories, rooms)

@@ -72,7 +72,7 @@ BPF_TABLE("lru_hash", struct fragment_key, struct fragment, fragments, 1);
 BPF_TABLE("lru_hash", struct fragment_key, struct held, held_fragments, 1);
 
 /*
- * Policy; without it these maps have one entry each. All but connections are written by the agent, in the order
+ * Policy; without it these maps have one entry each. The agent writes them, but for connections and verdicts, in the order
  * policy, identities, subjects, and removed in reverse; then it raises the generation.
  */
 
@@ -84,6 +84,12 @@ BPF_F_TABLE("lpm_trie", struct address_range, u32, blocks, 1, BPF_F_NO_PREALLOC)
 
 /* subject, peer, direction, protocol, port -> verdict and rule. Sized by mapSizes.policy. */
 BPF_F_TABLE("lpm_trie", struct policy_key, struct policy_entry, policy, 1, BPF_F_NO_PREALLOC);
+
+/*
+ * What was asked, hashed -> the verdict, while the generation is the same: most connections are like one before. Written
+ * and read by the programs when a connection is judged, each CPU its own.
+ */
+BPF_PERCPU_ARRAY(verdicts, struct verdict, 1 << VERDICT_BITS);
 
 /* address of a pod of this node -> who it is to policy. */
 BPF_HASH(subjects, struct address, struct subject, 1);

@@ -125,7 +125,7 @@ static __always_inline u32 parse_ipv4(const struct ipv4_header *header, u32 l3, 
 
 	if (header->version_ihl >> 4 != 4 || size < sizeof(*header))
 		return 0;
-	if (fragment & IPV4_FRAGMENT_OFFSET)
+	if (unlikely(fragment & IPV4_FRAGMENT_OFFSET))
 		packet->kind = PACKET_LATER_FRAGMENT;
 	else if (fragment & IPV4_MORE_FRAGMENTS)
 		packet->kind = PACKET_FIRST_FRAGMENT;
@@ -343,7 +343,7 @@ static __always_inline u32 parse_network(struct __sk_buff *skb, struct packet *p
 	u32 size = packet->is_ipv6 ? sizeof(struct ipv6_header) : sizeof(struct ipv4_header);
 	void *header = (void *)(long)skb->data + ETH_SIZE;
 
-	if (header + size > (void *)(long)skb->data_end) {
+	if (unlikely(header + size > (void *)(long)skb->data_end)) {
 		if (bpf_skb_pull_data(skb, ETH_SIZE + size))
 			return 0;
 		header = (void *)(long)skb->data + ETH_SIZE;
@@ -416,10 +416,10 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	if (HAS_POLICY && packet->is_ipv6 &&
 	    (parse_is_mapped(&packet->tuple.source) || parse_is_mapped(&packet->tuple.destination)))
 		return parse_ends(packet, PARSE_MAPPED);
-	if (!packet->l4)
+	if (unlikely(!packet->l4))
 		return parse_ends(packet, PARSE_UNREADABLE);
 	packet->l3_size = packet->l4 - ETH_SIZE;
-	if (!parse_is_whole(skb, packet))
+	if (unlikely(!parse_is_whole(skb, packet)))
 		return parse_ends(packet, PARSE_UNREADABLE);
 	if (packet->tuple.protocol == (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return parse_icmp(skb, packet);

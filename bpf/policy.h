@@ -36,18 +36,20 @@ static __always_inline u32 policy_peer(const struct address *address)
 	return identity ? *identity : PEER_WORLD;
 }
 
-static __always_inline void policy_ask(struct flow_event *event, u8 direction, __be16 port)
+/* Answer by the maps of policy. */
+static __always_inline void policy_look_up(const struct question *question, struct flow_event *event)
 {
 	struct policy_key key = {
 		.prefix_bits = POLICY_PORT_BITS,
-		.subject = event->subject,
-		.peer = event->peer,
-		.direction = direction,
-		.protocol = event->tuple.protocol,
-		.port = port,
+		.subject = question->subject,
+		.peer = policy_peer(&question->peer),
+		.direction = question->direction,
+		.protocol = question->protocol,
+		.port = question->port,
 	};
 	struct policy_entry *entry = policy.lookup(&key);
 
+	event->peer = key.peer;
 	if (!entry) {
 		key.peer = PEER_ANY;
 		entry = policy.lookup(&key);
@@ -56,11 +58,59 @@ static __always_inline void policy_ask(struct flow_event *event, u8 direction, _
 	event->allowed = entry ? entry->allowed : 0;
 }
 
+/* Where the answer to a question is kept. */
+static __always_inline struct verdict *policy_kept(const struct question *question)
+{
+	const u32 *word = (const u32 *)question;
+	u64 hash = 0;
+	u32 slot;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(*question) / sizeof(*word); i++)
+		hash = (hash ^ word[i]) * 0x9e3779b97f4a7c15ULL;
+	slot = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL >> (64 - VERDICT_BITS);
+	return verdicts.lookup(&slot);
+}
+
+static __always_inline bool policy_is_same(const struct question *a, const struct question *b)
+{
+	return a->subject == b->subject && address_equal(&a->peer, &b->peer) &&
+	       a->direction == b->direction && a->protocol == b->protocol && a->port == b->port;
+}
+
+/*
+ * Answer a question, as it was answered before if the generation is the same. While that is odd the maps are being
+ * written, and no answer is kept.
+ */
+static __always_inline void policy_ask(struct work *work, const struct question *question)
+{
+	struct flow_event *event = &work->event;
+	struct verdict *kept = policy_kept(question);
+
+	if (unlikely(!kept || work->generation & 1)) {
+		policy_look_up(question, event);
+		return;
+	}
+	if (unlikely(kept->generation != work->generation) || !policy_is_same(&kept->question, question)) {
+		policy_look_up(question, event);
+		kept->question = *question;
+		kept->generation = work->generation;
+		kept->peer = event->peer;
+		kept->rule = event->rule;
+		kept->allowed = event->allowed;
+		return;
+	}
+	event->peer = kept->peer;
+	event->rule = kept->rule;
+	event->allowed = kept->allowed;
+}
+
 /**
  * policy_judge - Take the verdict on a connection, for one of its ends.
  * @leaves: whether the subject has sent the packet
  * @began: whether the packet's sender began the connection
- * Returns whether it is allowed; the event has the rest.
+ * Returns whether it is allowed; the event has the rest, the peer's identity only where it was asked about.
  */
 static __always_inline bool policy_judge(struct work *work, bool leaves, bool began)
 {
@@ -69,32 +119,46 @@ static __always_inline bool policy_judge(struct work *work, bool leaves, bool be
 	struct address *own = leaves ? &event->tuple.source : &event->tuple.destination;
 	u8 direction = began == leaves ? DIRECTION_EGRESS : DIRECTION_INGRESS;
 	u32 flags = work->subject.flags;
+	struct question question = {
+		.subject = event->subject,
+		.peer = *peer,
+		.direction = direction,
+		.protocol = event->tuple.protocol,
+		.port = began ? event->tuple.destination_port : event->tuple.source_port,
+	};
 
 	event->direction = direction;
 	event->reason = REASON_POLICY;
 	event->rule = 0;
 	event->allowed = 1;
-	event->peer = policy_peer(peer);
-	if (!(flags & (1 << direction)) || address_equal(peer, own) ||
-	    (direction == DIRECTION_INGRESS && route_is_own(peer)))
+	if (!(flags & (1 << direction)))
 		return true;
-	if (flags & (SUBJECT_FAIL_CLOSED | SUBJECT_FAIL_OPEN)) {
+	if (unlikely(flags & (SUBJECT_FAIL_CLOSED | SUBJECT_FAIL_OPEN))) {
+		event->peer = policy_peer(peer);
 		event->reason = REASON_OVERFLOW;
 		event->allowed = !(flags & SUBJECT_FAIL_CLOSED);
 	} else {
-		policy_ask(event, direction,
-			   began ? event->tuple.destination_port : event->tuple.source_port);
+		policy_ask(work, &question);
 	}
-	return event->allowed;
+	if (event->allowed)
+		return true;
+	/* What policy is not to be asked about: itself, and its node. */
+	if (!address_equal(peer, own) && !(direction == DIRECTION_INGRESS && route_is_own(peer)))
+		return false;
+	event->reason = REASON_POLICY;
+	event->rule = 0;
+	event->allowed = 1;
+	return true;
 }
 
 /* What is known of a packet's connection, and what is guessed. */
 struct policy_case {
 	struct tuple key;
-	bool turned; /* the greater end has sent the packet */
-	bool began;  /* its sender began the connection */
-	bool either; /* so may the other end have */
-	bool is_own; /* key is that of the packet as it came, not as it is translated */
+	bool turned;      /* the greater end has sent the packet */
+	bool began;       /* its sender began the connection */
+	bool either;      /* so may the other end have */
+	bool is_own;      /* key is that of the packet as it came, not as it is translated */
+	bool is_foreseen; /* where it left a pod of this node it was found that it is plain, and its answers are */
 };
 
 /*
@@ -111,11 +175,14 @@ static __always_inline void policy_guess(const struct tuple *tuple, struct polic
 }
 
 /* Tell one in so many of the connections that are allowed. */
-static __always_inline void policy_sample(struct flow_event *event, const struct policy_state *state)
+static __always_inline void policy_sample(struct flow_event *event, u32 one_in, bool leaves)
 {
 	events_count(event);
-	if (state->sample && bpf_get_prandom_u32() % state->sample == 0)
-		events_tell(event);
+	if (!one_in || bpf_get_prandom_u32() % one_in)
+		return;
+	if (!event->peer)
+		event->peer = policy_peer(leaves ? &event->tuple.destination : &event->tuple.source);
+	events_tell(event);
 }
 
 /* Judge an ICMP error that is about no connection that is known. */
@@ -135,7 +202,10 @@ static __always_inline void policy_forget_asked(const struct work *work)
 	connections.delete(&key);
 }
 
-/* Write down where the answers to a packet that opens a connection are plain, so that not even the first is looked at. */
+/*
+ * Write down where the answers to a packet that opens a connection are plain, so that not even the first is looked at: no
+ * flow is for them, and no service, as they go to where the packet has come from.
+ */
 static __always_inline void policy_foresee(struct work *work, struct connection *connection,
 					   const struct policy_case *known, bool leaves)
 {
@@ -143,7 +213,7 @@ static __always_inline void policy_foresee(struct work *work, struct connection 
 	u32 *plain = policy_plain(connection, !known->turned, !leaves);
 
 	*plain = 0;
-	if (work->is_plain && is_placed && policy_is_answer_plain(&work->packet.tuple))
+	if (work->is_plain && is_placed && !work->has_back)
 		*plain = work->packet.ifindex;
 }
 
@@ -166,7 +236,7 @@ static __always_inline void policy_learn(struct __sk_buff *skb, struct work *wor
 	    (!opens && (*plain == ifindex || *plain == POLICY_NOT_PLAIN)))
 		return;
 	if (!leaves)
-		work->is_plain = policy_is_plain(skb, work);
+		work->is_plain = !skb->vlan_present && (known->is_foreseen || policy_is_plain(work));
 	*plain = work->is_plain ? ifindex : POLICY_NOT_PLAIN;
 	if (opens)
 		policy_foresee(work, connection, known, leaves);
@@ -174,9 +244,10 @@ static __always_inline void policy_learn(struct __sk_buff *skb, struct work *wor
 
 /* Enter a connection that was allowed, with one end's verdict. */
 static __always_inline bool policy_begin(struct __sk_buff *skb, struct work *work, struct policy_case *known,
-					 u32 generation, u32 now, bool leaves)
+					 u32 now, bool leaves)
 {
 	bool is_egress = work->event.direction == DIRECTION_EGRESS;
+	u32 generation = work->generation;
 	u32 turned = known->began == known->turned ? CONNECTION_TURNED : 0;
 	struct connection fresh = {
 		.seen = now,
@@ -203,7 +274,13 @@ static __always_inline struct connection *policy_find(struct work *work, struct 
 	}
 	known->turned = policy_key_of(tuple, &known->key);
 	found = connections.lookup(&known->key);
-	if (leaves || (found && !policy_opens(&work->packet)) || !policy_see_through(work, tuple))
+	known->is_foreseen = false;
+	if (leaves || (found && !policy_opens(&work->packet)))
+		return found;
+	known->is_foreseen = found && policy_is_foreseen(work, found, known->turned);
+	if (known->is_foreseen)
+		work->has_back = 0;
+	if (known->is_foreseen || !policy_see_through(work, tuple))
 		return found;
 	known->is_own = false;
 	known->turned = policy_key_of(tuple, &known->key);
@@ -274,9 +351,10 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 
 	if (!state)
 		return false;
-	if (packet->reading == PARSE_STRAY)
+	work->generation = state->generation;
+	if (unlikely(packet->reading == PARSE_STRAY))
 		return policy_admit_error(skb, work, leaves);
-	if (!leaves && policy_is_for_many(skb))
+	if (!leaves && unlikely(policy_is_for_many(skb)))
 		return policy_admit_for_many(work);
 	now = conntrack_now(work);
 	found = policy_find(work, &known, leaves);
@@ -292,10 +370,10 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 		}
 	}
 	/* What is about a connection that was allowed is judged as its packets are, once the generation has moved. */
-	if (packet->kind == PACKET_ICMP_ERROR && (!generation || !*generation))
+	if (unlikely(packet->kind == PACKET_ICMP_ERROR) && (!generation || !*generation))
 		return policy_admit_error(skb, work, leaves);
 	policy_describe(work);
-	if (!policy_judge(work, leaves, known.began)) {
+	if (unlikely(!policy_judge(work, leaves, known.began))) {
 		known.began = !known.began;
 		if (!known.either || !policy_judge(work, leaves, known.began))
 			return policy_drop(event, event->reason);
@@ -304,7 +382,7 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 	if (begins) {
 		if (leaves && work->has_flow)
 			policy_forget_asked(work);
-		if (!policy_begin(skb, work, &known, state->generation, now, leaves))
+		if (!policy_begin(skb, work, &known, now, leaves))
 			return policy_drop(event, REASON_UNTRACKED);
 	} else if (generation && packet->kind != PACKET_ICMP_ERROR) {
 		*generation = state->generation;
@@ -312,7 +390,7 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 		policy_learn(skb, work, found, &known, leaves);
 	}
 	if (is_first)
-		policy_sample(event, state);
+		policy_sample(event, state->sample, leaves);
 	return true;
 }
 

@@ -11,10 +11,25 @@
 /* No device: packets of this way are known to have more done to them. */
 #define POLICY_NOT_PLAIN 0xffffffff
 
-/* An address as two numbers, which compare as its bytes do. */
 static __always_inline u64 policy_half(const struct address *address, int half)
 {
-	return (u64)bpf_ntohl(address->word[2 * half]) << 32 | bpf_ntohl(address->word[2 * half + 1]);
+	return (u64)address->word[2 * half] << 32 | address->word[2 * half + 1];
+}
+
+/* Whether the greater end has sent a packet, in an order of our own: of ports, and of addresses where those are equal. */
+static __always_inline bool policy_is_turned(const struct tuple *tuple)
+{
+	u64 source = tuple->source_port, destination = tuple->destination_port;
+
+	if (source == destination) {
+		source = policy_half(&tuple->source, 0);
+		destination = policy_half(&tuple->destination, 0);
+	}
+	if (source == destination) {
+		source = policy_half(&tuple->source, 1);
+		destination = policy_half(&tuple->destination, 1);
+	}
+	return source > destination;
 }
 
 /**
@@ -24,18 +39,10 @@ static __always_inline u64 policy_half(const struct address *address, int half)
  */
 static __always_inline bool policy_key_of(const struct tuple *tuple, struct tuple *key)
 {
-	u64 source = policy_half(&tuple->source, 0), destination = policy_half(&tuple->destination, 0);
-	u16 from = bpf_ntohs(tuple->source_port), to = bpf_ntohs(tuple->destination_port);
+	bool is_turned = policy_is_turned(tuple);
 
-	*key = *tuple;
-	if (source == destination) {
-		source = policy_half(&tuple->source, 1);
-		destination = policy_half(&tuple->destination, 1);
-	}
-	if (source < destination || (source == destination && from <= to))
-		return false;
-	*key = tuple_turned(tuple);
-	return true;
+	*key = is_turned ? tuple_turned(tuple) : *tuple;
+	return is_turned;
 }
 
 /*
@@ -47,6 +54,7 @@ static __always_inline bool policy_see_through(struct work *work, struct tuple *
 	struct tuple back = tuple_turned(tuple);
 	struct flow *flow = conntrack.lookup(&back);
 
+	work->has_back = flow != NULL;
 	if (!flow || conntrack_is_over(flow, tuple->protocol, conntrack_now(work)))
 		return false;
 	tuple->source = flow->destination;
@@ -89,6 +97,22 @@ static __always_inline u32 *policy_plain(struct connection *connection, bool tur
 	struct passage *passage = turned ? &connection->plain[1] : &connection->plain[0];
 
 	return leaves ? &passage->from_pod : &passage->to_pod;
+}
+
+static __always_inline bool policy_is_device(u32 plain)
+{
+	return plain && plain != POLICY_NOT_PLAIN;
+}
+
+/*
+ * Whether a packet that opens a connection to a pod was found to be plain where it left another pod of this node, and its
+ * answers, too: then there is no flow for either, and no service.
+ */
+static __always_inline bool policy_is_foreseen(struct work *work, struct connection *connection, bool turned)
+{
+	return connection->seen == conntrack_now(work) && !(connection->flags & FLOW_REPLIED) &&
+	       policy_is_device(*policy_plain(connection, turned, true)) &&
+	       policy_is_device(*policy_plain(connection, !turned, false));
 }
 
 /* What a connection's state becomes by a packet. */
@@ -167,23 +191,14 @@ static __always_inline bool policy_passes(struct work *work, bool leaves)
 }
 
 /* Whether no flow and no service is for a packet that goes to a pod: what find_flow() and decline() would find out. */
-static __always_inline bool policy_is_plain(struct __sk_buff *skb, struct work *work)
+static __always_inline bool policy_is_plain(struct work *work)
 {
 	struct tuple *tuple = &work->packet.tuple;
 	struct endpoint asked = { .address = tuple->destination, .port = tuple->destination_port };
 
-	return work->packet.reading == PARSE_FLOW && !skb->vlan_present && !conntrack.lookup(tuple) &&
+	return work->packet.reading == PARSE_FLOW && !conntrack.lookup(tuple) &&
 	       !lb_frontend(&asked, tuple->protocol) &&
 	       (work->packet.flags & TCP_ACK || !lb_is_reserved(&tuple->destination));
-}
-
-/* Whether no flow and no service is for the answers to a packet that is plain itself; those that say they are answers. */
-static __always_inline bool policy_is_answer_plain(const struct tuple *tuple)
-{
-	struct endpoint asked = { .address = tuple->source, .port = tuple->source_port };
-	struct tuple back = tuple_turned(tuple);
-
-	return !conntrack.lookup(&back) && !lb_frontend(&asked, tuple->protocol);
 }
 
 #endif

@@ -272,9 +272,9 @@ static __always_inline bool policy_identify(struct __sk_buff *skb, struct work *
 	bool is_placed;
 
 	work->subject.identity = 0;
-	if (packet->reading == PARSE_MAPPED)
+	if (unlikely(packet->reading == PARSE_MAPPED))
 		return policy_turn_away(work, leaves, leaves ? REASON_SPOOFED : REASON_UNREADABLE);
-	if (policy_is_error(packet)) {
+	if (unlikely(policy_is_error(packet))) {
 		tuple = &work->event.tuple;
 		policy_read_error(skb, packet, tuple);
 		if (!policy_is_related(packet, tuple, leaves))
@@ -284,7 +284,7 @@ static __always_inline bool policy_identify(struct __sk_buff *skb, struct work *
 	found = subjects.lookup(own);
 	/* Most packets come from a subject that says itself that it is behind this device. */
 	is_placed = found && found->device == ifindex;
-	if (!is_placed)
+	if (unlikely(!is_placed))
 		pod = pod_devices.lookup(&ifindex);
 	if (ANTI_SPOOFING && leaves && !is_placed && policy_is_spoofed(packet, tuple, pod, found))
 		return policy_turn_away(work, leaves, REASON_SPOOFED);

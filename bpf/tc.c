@@ -459,6 +459,7 @@ static __always_inline void forget_former(struct work *work)
 	struct tuple key = tuple_turned(tuple);
 	struct flow *former = conntrack.lookup(&key);
 
+	work->has_back = former != NULL;
 	if (former && former->flags & FLOW_REPLY &&
 	    conntrack_is_over(former, tuple->protocol, conntrack_now(work)))
 		conntrack_forget(&key, former);
@@ -495,7 +496,7 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 	if (flow && !begins_anew(work, flow)) {
 		if (!is_due(flow, hook)) {
 			if (HAS_POLICY)
-				work->is_plain = 1;
+				work->is_plain = (packet->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN;
 			return TC_ACT_UNSPEC;
 		}
 		refresh(skb, work, flow, hook);
@@ -525,12 +526,12 @@ static __always_inline int join_fragments(struct __sk_buff *skb, struct work *wo
 	struct packet *packet = &work->packet;
 	int verdict;
 
-	if (packet->kind == PACKET_FIRST_FRAGMENT) {
+	if (unlikely(packet->kind == PACKET_FIRST_FRAGMENT)) {
 		fragment_note(work);
 		verdict = fragment_release(skb, work, hook == HOOK_INGRESS ? BPF_F_INGRESS : 0);
 		if (verdict)
 			return verdict < 0 ? drop(COUNTER_WRITE_FAILED) : verdict;
-	} else if (packet->kind == PACKET_LATER_FRAGMENT) {
+	} else if (unlikely(packet->kind == PACKET_LATER_FRAGMENT)) {
 		fragment_recall(work);
 		if (packet->kind == PACKET_EARLY_FRAGMENT)
 			return fragment_hold(skb, work) ? TC_ACT_SHOT : drop(COUNTER_FRAGMENT_LOST);
@@ -586,8 +587,9 @@ int tc_loopback(struct __sk_buff *skb)
 
 #ifdef POLICY
 /*
- * Translation and policy are each much for the verifier, so that a packet goes through two programs. What the first one
- * found out the second finds in struct work; without the second, packets are dropped rather than let pass.
+ * Translation and policy are each much for the verifier, so that a packet that is translated goes through two programs.
+ * What the first one found out the second finds in struct work; without the second, packets are dropped rather than let
+ * pass.
  */
 
 /* Whether a pod's packet is one that services are for: as in run(). */
@@ -607,9 +609,10 @@ static __always_inline int enter(struct __sk_buff *skb, struct work *work, bool 
 	packet->tuple.destination = nobody;
 	packet->tuple.protocol = 0;
 	work->is_plain = 0;
+	work->has_back = 1;
 	if (parse_packet(skb, packet) && policy_passes(work, leaves))
 		return TC_ACT_UNSPEC;
-	if (packet->reading == PARSE_FOREIGN || policy_is_discovery(skb, packet))
+	if (unlikely(packet->reading == PARSE_FOREIGN || policy_is_discovery(skb, packet)))
 		return policy_admit_link(skb, work, leaves) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 	return policy_identify(skb, work, leaves) ? GO_ON : TC_ACT_SHOT;
 }
@@ -626,6 +629,12 @@ static __always_inline int deny(struct __sk_buff *skb, struct work *work)
 	if (packet->tuple.protocol == IPPROTO_TCP)
 		return answer(skb, packet, HOOK_INGRESS, answer_rst(skb, packet));
 	return answer(skb, packet, HOOK_INGRESS, answer_unreachable(skb, packet));
+}
+
+/* Whether policy lets what leaves a pod pass. */
+static __always_inline bool may_leave(struct __sk_buff *skb, struct work *work)
+{
+	return !work->subject.identity || policy_admit(skb, work, true);
 }
 
 /* Ingress of a pod's device: what leaves the pod. */
@@ -655,8 +664,8 @@ int tc_from_pod(struct __sk_buff *skb)
 			work->has_flow = 1;
 		}
 	}
-	if (!work->has_flow && !work->subject.identity)
-		return TC_ACT_UNSPEC;
+	if (!work->has_flow)
+		return may_leave(skb, work) ? TC_ACT_UNSPEC : deny(skb, work);
 	stages.call(skb, STAGE_FROM_POD);
 	return drop(COUNTER_STAGE_MISSED);
 }
@@ -668,9 +677,8 @@ int tc_from_pod_stage(struct __sk_buff *skb)
 
 	if (!work)
 		return TC_ACT_SHOT;
-	if (work->subject.identity && !policy_admit(skb, work, true))
-		return deny(skb, work);
-	return work->has_flow ? forward(skb, &work->packet, &work->flow, HOOK_INGRESS) : TC_ACT_UNSPEC;
+	return may_leave(skb, work) ? forward(skb, &work->packet, &work->flow, HOOK_INGRESS)
+				    : deny(skb, work);
 }
 
 /* Egress of a pod's device: what goes to the pod. */
@@ -694,7 +702,7 @@ int tc_to_pod(struct __sk_buff *skb)
 		if (work->packet.reading != PARSE_FLOW || skb->vlan_present)
 			return TC_ACT_UNSPEC;
 		if (work->is_plain) {
-			if (policy_opens(&work->packet))
+			if (policy_opens(&work->packet) && work->has_back)
 				forget_former(work);
 			return TC_ACT_UNSPEC;
 		}

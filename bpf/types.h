@@ -6,6 +6,9 @@
 #ifndef __EBPROXY_TYPES_H
 #define __EBPROXY_TYPES_H
 
+/* Of what few packets are: the others need not jump. */
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
 /* Either family, in network byte order; IPv4 is held as ::ffff:a.b.c.d. */
 struct address {
 	__be32 word[4];
@@ -349,6 +352,26 @@ struct policy_key {
 	__be16 port; /* the destination's */
 };
 
+/* What is asked about a connection, and what policy has answered. Nothing pads it: it is compared word by word. */
+struct question {
+	u32 subject;
+	struct address peer;
+	u8 direction; /* enum direction */
+	u8 protocol;
+	__be16 port; /* the destination's */
+};
+
+struct verdict {
+	struct question question;
+	u32 generation; /* that it is of; 0 = none */
+	u32 peer;
+	u32 rule;
+	u32 allowed;
+};
+
+/* How many answers each CPU keeps, as a power of two. */
+#define VERDICT_BITS         10
+
 #define POLICY_BASE_BITS     72
 #define POLICY_PROTOCOL_BITS 80
 #define POLICY_PORT_BITS     96
@@ -379,7 +402,7 @@ struct passage {
 
 /*
  * A connection of a subject, whoever of its ends that is. The key is a tuple whose source is the lesser end, so that
- * both ways find it; generation is by direction: egress at the end that began, ingress at the other.
+ * both ways find it (policy_is_turned()); generation is by direction: egress at the end that began, ingress at the other.
  */
 struct connection {
 	u32 seen;                   /* when a packet last came by; seconds of the monotonic clock */
@@ -432,12 +455,14 @@ struct flow_event {
 struct work {
 	u64 jiffies;  /* when this CPU last looked at the clock */
 	u32 now;      /* what it said then, seconds */
-	u32 has_flow; /* between stages: whether flow is what the packet becomes */
+	u32 has_flow; /* whether flow is what the packet becomes */
 	struct packet packet;
 	struct flow flow;
 	struct flow reply;
 	struct affinity affinity;
 	struct subject subject;  /* whose packet it is to policy */
+	u32 generation;          /* of policy, when that was begun to be asked */
+	u32 has_back;            /* whether there may be a flow for the answers to the packet */
 	u32 is_read;             /* between stages: whether packet is this one, its fragments joined */
 	u32 is_plain;            /* between stages: whether no flow or service is for the packet */
 	struct flow_event event; /* what policy makes of it */

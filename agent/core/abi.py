@@ -115,6 +115,8 @@ POLICY_KEY = _layout("policy_key", prefix_bits="I", subject="I", peer="I", direc
 POLICY_ENTRY = _layout("policy_entry", rule="I", allowed="I")
 POLICY_STATE = _layout("policy_state", generation="I", sample="I", is_strict="I", is_answered="I")
 PASSAGE = _layout("passage", from_pod="I", to_pod="I")
+QUESTION = _layout("question", subject="I", peer="16s", direction="B", protocol="B", port="2s")
+VERDICT = _layout("verdict", question=f"{QUESTION.size}s", generation="I", peer="I", rule="I", allowed="I")
 CONNECTION = _layout("connection", seen="I", flags="I", generation="8s", plain=f"{2 * PASSAGE.size}s")
 POD_DEVICE = _layout("pod_device", ipv4="16s", ipv6="16s")
 FLOW_EVENT = _layout(
@@ -142,6 +144,8 @@ WORK = _layout(
     reply=f"{FLOW.size}s",
     affinity=f"{AFFINITY.size}s",
     subject=f"{SUBJECT.size}s",
+    generation="I",
+    has_back="I",
     is_read="I",
     is_plain="I",
     event=f"{FLOW_EVENT.size}s",
@@ -158,6 +162,8 @@ PEER_WORLD = 1
 """No pod, and in no block that a policy names."""
 FIRST_IDENTITY = 16
 """The least number that is given out."""
+VERDICT_BITS = 10
+"""How many answers of policy each CPU keeps, as a power of two; 40 bytes each."""
 POLICY_BASE_BITS = 72
 POLICY_PROTOCOL_BITS = 80
 POLICY_PORT_BITS = 96
@@ -344,6 +350,7 @@ def map_specs(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("identities", MapKind.HASH, ADDRESS, U32, sizes.identities),
         MapSpec("blocks", MapKind.LPM_TRIE, ADDRESS_RANGE, U32, sizes.blocks),
         MapSpec("policy", MapKind.LPM_TRIE, POLICY_KEY, POLICY_ENTRY, sizes.policy),
+        MapSpec("verdicts", MapKind.PERCPU_ARRAY, U32, VERDICT, 1 << VERDICT_BITS if sizes.policy > 1 else 1),
         MapSpec("subjects", MapKind.HASH, ADDRESS, SUBJECT, sizes.subjects),
         MapSpec("pod_devices", MapKind.HASH, U32, POD_DEVICE, sizes.subjects),
         MapSpec("policy_states", MapKind.ARRAY, U32, POLICY_STATE, 1, carries_over=True),

@@ -9,6 +9,7 @@ import contextlib
 import ipaddress
 import mmap
 import struct
+from array import array
 from collections import Counter as Tally
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,10 @@ from agent.core.abi import (
     POLICY_PORT_BITS,
     POLICY_PROTOCOL_BITS,
     POLICY_STATE,
+    QUESTION,
     SUBJECT,
     TUPLE,
+    VERDICT,
     Direction,
     FlowFlag,
     MapSpec,
@@ -122,6 +125,7 @@ class PolicyPath(PacketPath):
     def __init__(self, node: Node, store: MapStore, programs: dict[PacketProgram, int]) -> None:
         self.events = Events(store.maps["events"].fd, store.maps["events"].info.max_entries)
         self._totals: Tally[tuple[Direction, Reason, bool]] = Tally()
+        self.generation = 0
         super().__init__(node, store, programs)
 
     def clear(self) -> None:
@@ -130,7 +134,7 @@ class PolicyPath(PacketPath):
         for name in _CLEARED:
             for key in [key for key, _ in self.store.maps[name].items()]:
                 self.store.maps[name].delete(key)
-        self.generation = 1
+        self.generation += 2  # nothing counts that was answered before
         self.set_state()
         self.subject(at.POD_ONE, ONE, device="one")
         for address, number in zip(at.POD_TWO + at.REMOTE_POD, (TWO, TWO, REMOTE, REMOTE), strict=True):
@@ -152,9 +156,9 @@ class PolicyPath(PacketPath):
         value = POLICY_STATE.packer.pack(self.generation, sample, is_strict, is_answered)
         self.store.maps["policy_states"].update(bytes(4), value)
 
-    def raise_generation(self) -> None:
-        """Have every verdict taken again."""
-        self.generation += 1
+    def raise_generation(self, by: int = 2) -> None:
+        """Have every verdict taken again; while it is odd the maps are being written."""
+        self.generation += by
         sample, is_strict, is_answered = self._settings
         self.set_state(sample=sample, is_strict=is_strict, is_answered=is_answered)
 
@@ -181,11 +185,13 @@ class PolicyPath(PacketPath):
     def identify(self, address: str, number: int) -> None:
         """Say whose an address is."""
         self.store.maps["identities"].update(parse_address(address), at._u32(number))
+        self.raise_generation()
 
     def block(self, network: str, number: int) -> None:
         """Say which identity addresses of a prefix have that are no pod's."""
         bits, address = at._prefix(network)
         self.store.maps["blocks"].update(ADDRESS_RANGE.packer.pack(bits, address), at._u32(number))
+        self.raise_generation()
 
     def device(self, name: str, addresses: tuple[str, str] | None) -> None:
         """Say which pod is behind a device; None = nobody knows."""
@@ -207,10 +213,11 @@ class PolicyPath(PacketPath):
         subject: int = ONE,
         allowed: bool = True,
         number: int = 7,
+        moves: bool = True,
     ) -> None:
         """Write an entry of policy: for a port prefix of ``bits``, or with ``bits`` 0 a protocol, or for everything.
 
-        A subject and peer that have nothing for everything yet get a denial.
+        With ``moves`` the generation moves, too. A subject and peer that have nothing for everything yet get a denial.
         """
         entries = self.store.maps["policy"]
         base = POLICY_KEY.packer.pack(POLICY_BASE_BITS, subject, peer, direction, 0, bytes(2))
@@ -222,6 +229,8 @@ class PolicyPath(PacketPath):
             if not any(found == base for found, _ in entries.items()):
                 entries.update(base, POLICY_ENTRY.packer.pack(0, 0))
         entries.update(key, POLICY_ENTRY.packer.pack(number, allowed))
+        if moves:
+            self.raise_generation()
 
     def chain(self) -> None:
         """Say where programs go on, as opening them does."""
@@ -245,6 +254,15 @@ class PolicyPath(PacketPath):
         for key, value in [*connections.items()]:
             seen = int.from_bytes(value[:4], "little") - seconds
             connections.update(key, (seen % (1 << 32)).to_bytes(4, "little") + value[4:])
+
+    def answered(self) -> set[int]:
+        """Say where answers of this generation are kept, on whatever CPU."""
+        kept = ((key, array("I", value)) for key, value in self.store.maps["verdicts"].items())
+        return {
+            int.from_bytes(key, "little")
+            for key, words in kept
+            if self.generation in words[QUESTION.size // 4 :: VERDICT.size // 4]
+        }
 
     def told(self) -> list[Told]:
         """Say what was told since this was last asked."""
@@ -317,9 +335,14 @@ def _end(address: bytes, port: bytes) -> End:
     return End(format_address(address), int.from_bytes(port, "big"))
 
 
+def _order(port: bytes, address: bytes) -> tuple[int, ...]:
+    """Rank an end as the programs do, by numbers of the machine's."""
+    return struct.unpack("=H4I", port + address)
+
+
 def _known(key: bytes, value: bytes) -> Known:
     lesser, greater, protocol = _ends(key)
-    assert key[:16] + key[32:34] <= key[16:32] + key[34:36], "the lesser end comes first"
+    assert _order(key[32:34], key[:16]) <= _order(key[34:36], key[16:32]), "the lesser end comes first"
     seen, flags, generations, _ = CONNECTION.packer.unpack(value)
     ingress, egress = struct.unpack("=II", generations)
     ends = (greater, lesser) if flags & CONNECTION_TURNED else (lesser, greater)

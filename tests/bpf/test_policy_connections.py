@@ -42,8 +42,9 @@ class Pair(NamedTuple):
     def allow(self, number: int = 7) -> None:
         self.policy.rule(self.direction, REMOTE, self.protocol, self.ports[1], number=number)
 
-    def deny(self) -> None:
-        self.policy.rule(self.direction, REMOTE, self.protocol, self.ports[1], allowed=False, number=0)
+    def deny(self, *, moves: bool = True) -> None:
+        port = self.ports[1]
+        self.policy.rule(self.direction, REMOTE, self.protocol, port, allowed=False, number=0, moves=moves)
 
     def ask(self, flags: str = "S") -> bool:
         """Whether a packet of the client's passes, unchanged."""
@@ -89,7 +90,8 @@ def test_both_ways_of_an_allowed_connection_pass_though_nothing_else_is_allowed(
 
     (known,) = pair.policy.connections()
     assert known[:3] == (*pair.ends, NUMBERS[pair.protocol])
-    generations = {Direction.EGRESS: (0, 1), Direction.INGRESS: (1, 0)}[pair.direction]
+    now = pair.policy.generation
+    generations = {Direction.EGRESS: (0, now), Direction.INGRESS: (now, 0)}[pair.direction]
     assert (known.ingress, known.egress) == generations
     assert known.flags & FlowFlag.REPLIED
     assert pair.policy.judged() == {(pair.direction, Reason.POLICY, True): 1}, "counted once a connection"
@@ -113,7 +115,7 @@ def test_what_is_taken_back_stops_a_connection_both_ways_and_what_is_given_back_
     assert pair.answer()
     assert pair.ask("A")
 
-    pair.deny()
+    pair.deny(moves=False)
     assert pair.ask("A"), "not before the generation moves"
     pair.policy.raise_generation()
     before = pair.policy.connections()
@@ -437,11 +439,12 @@ def test_both_ends_on_this_node_are_judged_each_for_itself(policy):
     policy.rule(Direction.EGRESS, TWO, "tcp", SERVER_PORT, number=1)
     assert not fault_of_pass(policy.from_pod(sent), sent)
     assert is_dropped(policy.to_pod(sent, "two"))
-    assert [(known.ingress, known.egress) for known in policy.connections()] == [(0, 1)]
+    assert [(known.ingress, known.egress) for known in policy.connections()] == [(0, policy.generation)]
 
+    before = policy.generation
     policy.rule(Direction.INGRESS, ONE, "tcp", SERVER_PORT, subject=TWO, number=2)
     assert not fault_of_pass(policy.to_pod(sent, "two"), sent)
-    assert [(known.ingress, known.egress) for known in policy.connections()] == [(1, 1)]
+    assert [(known.ingress, known.egress) for known in policy.connections()] == [(policy.generation, before)]
     answer = reply_to(sent)
     assert not fault_of_pass(policy.from_pod(answer, "two"), answer)
     assert not fault_of_pass(policy.to_pod(answer), answer)

@@ -65,10 +65,8 @@ def _tier_peers(said: Sequence[TierSubject], field: str) -> tuple[Peer, ...]:
 
 
 def _tier_peer(said: TierSubject, field: str) -> Iterator[Peer]:
-    networks = said.networks if isinstance(said, TierPeer) else None
     selected = _tier_selectors(said, field)
-    if networks and selected:
-        raise fault(field, "more than one of namespaces, pods and networks")
+    networks = said.networks if isinstance(said, TierPeer) else None
     if not networks and not selected:
         raise _Unknown(_experimental(said, field))
     if selected:
@@ -79,18 +77,25 @@ def _tier_peer(said: TierSubject, field: str) -> Iterator[Peer]:
 
 def _experimental(said: TierSubject, field: str) -> str:
     """Name what a peer says as precisely as is known; of a field that is newer than we are, the peer is."""
-    names = [("nodes", said.nodes)] + ([("domainNames", said.domain_names)] if isinstance(said, TierPeer) else [])
-    return next((f"{field}.{name}" for name, value in names if value is not None), field)
+    return next((f"{field}.{name}" for name in _given(said)), field)
+
+
+def _given(said: TierSubject) -> list[str]:
+    """List what a subject or a peer is given by."""
+    values = {"namespaces": said.namespaces, "pods": said.pods, "nodes": said.nodes}
+    if isinstance(said, TierPeer):
+        values |= {"networks": said.networks, "domainNames": said.domain_names}
+    return [name for name, value in values.items() if value is not None]
 
 
 def _tier_selectors(said: TierSubject, field: str) -> tuple[Selector, Selector | None] | None:
     """Convert which pods are selected; None where it is not by selectors."""
-    namespaces, pods = said.namespaces, said.pods
-    if namespaces is not None and pods is not None:
-        raise fault(field, "more than one of namespaces and pods")
-    if namespaces is not None:
-        return selector(namespaces, f"{field}.namespaces"), None
-    return _namespaced(pods, f"{field}.pods") if pods is not None else None
+    given = _given(said)
+    if len(given) > 1:
+        raise fault(field, f"more than one of {', '.join(given)}")
+    if said.namespaces is not None:
+        return selector(said.namespaces, f"{field}.namespaces"), None
+    return _namespaced(said.pods, f"{field}.pods") if said.pods is not None else None
 
 
 def _namespaced(said: NamespacedPods, field: str) -> tuple[Selector, Selector]:

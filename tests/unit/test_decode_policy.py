@@ -604,7 +604,7 @@ UNKNOWN = [
     pytest.param("ingress", {"from": [{"nodes": {}}]}, "from[0].nodes", id="nodes, of ingress"),
     pytest.param("egress", {"to": [{"domainNames": ["*.example"]}]}, "to[0].domainNames", id="names, experimental"),
     pytest.param("egress", {"to": [{}]}, "to[0]", id="no field"),
-    pytest.param("egress", {"to": [{"networks": []}]}, "to[0]", id="empty networks"),
+    pytest.param("egress", {"to": [{"networks": []}]}, "to[0].networks", id="empty networks"),
     pytest.param("ingress", {"from": [{"networks": ["10.0.0.0/8"]}]}, "from[0]", id="networks, of ingress"),
     pytest.param("ingress", {"from": [ALL], "protocols": [{"tcp": {}}, {"icmp": {}}]}, "protocols[1]", id="a protocol"),
     pytest.param(
@@ -657,6 +657,13 @@ PROTOCOL = "spec.egress[0].protocols[0]"
         pytest.param(cluster_policy(egress=[{"action": "Deny"}]), "spec.egress[0].to", "empty", id="no peers"),
         pytest.param(tiered("Deny", {"namespaces": {}, "pods": {}}), TO, "more than one", id="two peers in one"),
         pytest.param(tiered("Deny", {"namespaces": {}, "networks": ["::/0"]}), TO, "more than one", id="and networks"),
+    pytest.param(tiered("Deny", {"namespaces": {}, "nodes": {}}), TO, "more than one of namespaces, nodes", id="nodes"),
+    pytest.param(
+        tiered("Deny", {"networks": ["::/0"], "domainNames": ["*.example"]}),
+        TO,
+        "more than one of networks, domainNames",
+        id="and names",
+    ),
         pytest.param(tiered("Deny", {"networks": ["10.0.0.0"]}), f"{TO}.networks[0]", "range", id="network"),
         pytest.param(
             tiered("Deny", {"pods": {"podSelector": {"matchExpressions": [expression("a", "In")]}}}),

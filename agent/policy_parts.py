@@ -31,8 +31,8 @@ def make_policy(
     """Build everything, over what the maps hold. Raises: DataplaneError, OSError."""
     store = dataplane.store
     maps = PolicyMaps(store)
-    if dataplane.is_migrating:
-        maps.adopt(directory for directory in layouts(dataplane.root) if directory != dataplane.directory)
+    formers = [directory for directory in layouts(dataplane.root) if directory != dataplane.directory]
+    is_awaited = dataplane.is_migrating and maps.adopt(formers)
     maps.open(_switches(config))
     netlink = Netlink()
     found = dict(store.maps["pod_devices"].items())
@@ -52,6 +52,7 @@ def make_policy(
         on_degraded=on_degraded,
         keep_policies=PolicyFile(config.state_dir).write,
     )
+    sync.is_awaited = is_awaited
     sync.on_enforced = PolicyMetrics(metrics, sync.facts).enforced
     return sync
 

@@ -72,6 +72,8 @@ class PolicySync:
         self.degraded: Mapping[ObjectKey, str] = {}
         self.is_settled = False
         """Whether everything that was listed is in force."""
+        self.is_awaited = False
+        """Whether a former layout enforces what these maps do not hold before everything is in force."""
         self.on_enforced: Callable[[list[float]], None] = lambda _: None
         """Told how long changes took that are in force now, in seconds."""
         self._numbers = numbers
@@ -171,10 +173,6 @@ class PolicySync:
             expired=self.connections.deleted,
             is_settled=self.is_settled,
         )
-
-    def rejudge(self) -> None:
-        """Have every connection judged by what these maps hold. Raises: DataplaneError."""
-        self.maps.rejudge()
 
     def _sync(self) -> None:
         """Plan and carry out one step after another, until nothing is left to do."""

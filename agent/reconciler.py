@@ -34,6 +34,8 @@ log = logging.getLogger("ebproxy.reconciler")
 T = TypeVar("T")
 _BATCH_LIMIT = 20_000
 _RETRY_FLOOR_S = 0.5
+_AWAIT_POLICY_S = 60.0
+"""How long the programs of a former layout go on, with Services as they were, because policy is not filled in yet."""
 
 Question = Callable[[], None]
 """Called on the reconciler's thread."""
@@ -92,6 +94,7 @@ class Reconciler:
         self._retry_at: float | None = None
         self._retry_s = _RETRY_FLOOR_S
         self._drift_at = time.monotonic() + drift_period_s
+        self._activation_at = time.monotonic() + _AWAIT_POLICY_S
         self._network: Network | None = None
         self._followed: tuple[Network | None, tuple[str, ...] | None] | None = None
         self._faults: tuple[str, ...] = ()
@@ -232,6 +235,8 @@ class Reconciler:
         if self.dataplane.is_behind:
             return 0.0
         due = [self._drift_at]
+        if not self.dataplane.is_active and self.policy and self.policy.is_awaited:
+            due.append(self._activation_at)
         if self.flows:
             due.append(self.flows.due_at)
         if self.policy is not None:
@@ -247,7 +252,9 @@ class Reconciler:
         is_programmed = self._turn_services()
         if self.policy is not None:
             self.policy.turn()
-        if is_programmed and not (self.policy and self.policy.is_behind):
+        if is_programmed and not self.dataplane.is_active and self._may_activate():
+            self._activate()
+        if is_programmed and self.dataplane.is_active and not (self.policy and self.policy.is_behind):
             self._settle()
 
     def _turn_services(self) -> bool:
@@ -261,8 +268,6 @@ class Reconciler:
             if now >= self._drift_at:
                 self._heal_drift()
             self._sync_all(now)
-            if not self.dataplane.is_active:
-                self._activate()
         except (DataplaneError, LoaderError, OSError) as error:
             self._recover(error)
             return False
@@ -328,11 +333,27 @@ class Reconciler:
             self._metrics.synced(time.monotonic() - now, count, self._triggers, is_full=is_full)
             self._triggers.clear()
 
+    def _may_activate(self) -> bool:
+        """Whether policy, too, is filled in, where the former layout's programs enforce it; in the end without it."""
+        policy = self.policy
+        if policy is None or not policy.is_awaited or policy.is_settled:
+            return True
+        if time.monotonic() < self._activation_at:
+            return False
+        log.warning("policy is not complete after %.0f s; Services go on without what was in force", _AWAIT_POLICY_S)
+        return True
+
     def _activate(self) -> None:
-        """Turn the hooks to this layout, now that it is filled."""
-        changed = self.dataplane.activate()
-        if self.policy is not None:
-            self.policy.rejudge()  # what was judged until now was by the former layout
+        """Turn the hooks to this layout, now that it is filled: what was judged until now was by the former."""
+        try:
+            if self.policy is not None:
+                self.policy.maps.unsettle()
+            changed = self.dataplane.activate()
+            if self.policy is not None:
+                self.policy.maps.settle()
+        except (DataplaneError, LoaderError, OSError) as error:
+            self._recover(error)
+            return
         log.info("socket hooks turned: %d changed, layout %s", changed, self.dataplane.layout)
 
     def _recover(self, error: Exception) -> None:

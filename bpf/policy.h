@@ -210,10 +210,12 @@ static __always_inline void policy_foresee(struct work *work, struct connection 
 					   const struct policy_case *known, bool leaves)
 {
 	bool is_placed = leaves || !ANTI_SPOOFING || work->subject.device == work->packet.ifindex;
+	/* What the node itself asks may be a service's a moment later, and is translated back at the pod's device then. */
+	bool is_nodes = !leaves && !known->is_foreseen && route_is_own(&work->packet.tuple.source);
 	u32 *plain = policy_plain(connection, !known->turned, !leaves);
 
 	*plain = 0;
-	if (work->is_plain && is_placed && !work->has_back)
+	if (work->is_plain && is_placed && !is_nodes && !work->has_back)
 		*plain = work->packet.ifindex;
 }
 
@@ -237,6 +239,8 @@ static __always_inline void policy_learn(struct __sk_buff *skb, struct work *wor
 		return;
 	if (!leaves)
 		work->is_plain = !skb->vlan_present && (known->is_foreseen || policy_is_plain(work));
+	else if (!opens && route_is_own(&work->packet.tuple.destination))
+		work->is_plain = 0; /* see policy_foresee() */
 	*plain = work->is_plain ? ifindex : POLICY_NOT_PLAIN;
 	if (opens)
 		policy_foresee(work, connection, known, leaves);

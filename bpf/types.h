@@ -7,6 +7,7 @@
 #define __EBPROXY_TYPES_H
 
 /* Of what few packets are: the others need not jump. */
+#define likely(x)   __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
 /* Either family, in network byte order; IPv4 is held as ::ffff:a.b.c.d. */
@@ -451,21 +452,21 @@ struct flow_event {
 	u32 pad;      /* zero */
 };
 
-/* What a program of the packet path works on. */
+/* What a program of the packet path works on; what each packet needs comes first, then what a connection does. */
 struct work {
 	u64 jiffies;  /* when this CPU last looked at the clock */
 	u32 now;      /* what it said then, seconds */
-	u32 has_flow; /* whether flow is what the packet becomes */
+	u32 is_plain; /* whether no flow or service is for the packet */
 	struct packet packet;
+	u32 has_back;            /* whether there may be a flow for the answers to the packet */
+	struct flow_event event; /* what policy makes of it */
+	struct subject subject;  /* whose packet it is to policy */
+	u32 generation;          /* of policy, when that was begun to be asked */
+	u32 has_flow;            /* whether flow is what the packet becomes */
+	u32 is_read;             /* between stages: whether packet is this one, its fragments joined */
 	struct flow flow;
 	struct flow reply;
 	struct affinity affinity;
-	struct subject subject;  /* whose packet it is to policy */
-	u32 generation;          /* of policy, when that was begun to be asked */
-	u32 has_back;            /* whether there may be a flow for the answers to the packet */
-	u32 is_read;             /* between stages: whether packet is this one, its fragments joined */
-	u32 is_plain;            /* between stages: whether no flow or service is for the packet */
-	struct flow_event event; /* what policy makes of it */
 	struct held held;
 };
 

@@ -44,6 +44,7 @@ class Subjects:
         """Plan the entries; ``flags`` says what those of an identity are to have."""
         for address in sorted(self.entries.keys() - self.pods.keys()):
             plan.removed_subjects.append(address)
+            plan.bumps_generation = True  # connections of the address are nobody's, whoever has it next
             del self.entries[address]
             self._since.pop(address, None)
             self._places.pop(address, None)

@@ -84,15 +84,15 @@ class PolicyMaps:
             with _writing("policy_states"):
                 self._write_state(self._packed_state(self.generation))
 
-    def rejudge(self) -> None:
-        """Have every connection judged again. Raises: DataplaneError."""
-        self._raise()
-        self.settle()
+    def unsettle(self) -> None:
+        """Have everything judged anew until ``settle``, and once more by what holds then. Raises: DataplaneError."""
+        if not self.is_cut_short:
+            self._raise()
 
     def apply(self, plan: PolicyPlan) -> None:
         """Carry a plan out in its order. Raises: DataplaneError; what was written before stays."""
-        if plan.bumps_generation and not self.is_cut_short:
-            self._raise()
+        if plan.bumps_generation:
+            self.unsettle()
         self._put("policy", plan.policy)
         for name, entries in (("blocks", plan.blocks), ("identities", plan.identities), ("subjects", plan.subjects)):
             self._put(name, list(entries.items()))
@@ -118,20 +118,24 @@ class PolicyMaps:
     def adopt(self, formers: Iterable[Path]) -> bool:
         """Copy what a former layout's maps hold, so that its verdicts go on under the new programs.
 
-        Only where there is nothing yet, and all of it fits. Returns whether that was so. Raises: DataplaneError.
+        Only where there is nothing yet, and all of it fits. Returns whether a former layout enforces what these maps
+        lack. Raises: DataplaneError.
         """
-        if next(self._store.maps["subjects"].items(), None):
-            return False
+        is_empty = not next(self._store.maps["subjects"].items(), None)
+        is_left = False
         for directory in formers:
             with contextlib.ExitStack() as stack:
                 former = _open_all(directory, stack)
                 entries = {name: list(opened.items()) for name, opened in former.items()}
-                if entries.get("subjects") and all(self._takes(name, former[name], entries[name]) for name in TABLES):
+                if not entries.get("subjects"):
+                    continue
+                is_left = True
+                if is_empty and all(self._takes(name, former[name], entries[name]) for name in TABLES):
                     for name in TABLES:  # subjects last: what was cut short before them is begun anew
                         self._put(name, entries[name])
                     log.info("adopted policy of layout %s: %d entries", directory.name, sum(map(len, entries.values())))
-                    return True
-        return False
+                    return False
+        return is_left
 
     def _takes(self, name: str, former: bpf.Map, entries: Sequence[object]) -> bool:
         ours, theirs = self._store.maps[name].info, former.info

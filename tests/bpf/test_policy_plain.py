@@ -13,6 +13,7 @@ from tests.bpf import packet_path as at
 from tests.bpf.packet_path import to
 from tests.bpf.packets import PROTOCOLS, End, moved, packet
 from tests.bpf.policy_path import ONE, TWO, PolicyPath, fault_of_pass, is_dropped
+from tests.bpf.talk import NUMBERS as FAMILIES
 
 BALANCER = ("198.51.100.20", "2001:db8:99::20")
 TRIES = 20
@@ -177,3 +178,24 @@ def test_the_end_of_a_stream_is_noted_by_packets_that_are_not_looked_at(policy, 
 
     assert passes(policy, packet("tcp", server, client), ("two", "one")), "it is over: the server begins another"
     assert policy.judged()[Direction.EGRESS, Reason.POLICY, True] == 1
+
+
+@pytest.mark.parametrize("is_asked_before", [True, False], ids=["after itself", "at once"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_the_nodes_own_question_is_answered_in_the_services_name(policy, protocol, family, is_asked_before):
+    """Its answers are translated at the pod's device, and have the ends of those that nothing is done to."""
+    frontend, backend = End(BALANCER[family], 80), End(at.POD_ONE[family], 8080)
+    client = End(at.NODE[family], 40_000)
+    asked, answer = packet(protocol, client, backend), packet(protocol, backend, client, flags="SA")
+
+    def scene() -> None:
+        policy.serve(protocol, frontend, inside=to(backend), kind=FrontendKind.CLUSTER_IP)
+        if is_asked_before:
+            assert not fault_of_pass(policy.to_pod(asked), asked)
+            assert not fault_of_pass(policy.from_pod(answer), answer)
+        policy.egress("eth0", packet(protocol, client, frontend))
+        assert not fault_of_pass(policy.to_pod(asked), asked)
+        assert not fault_of_pass(policy.from_pod(answer), moved(answer, source=frontend))
+
+    in_one_second(policy, scene)

@@ -118,7 +118,8 @@ class TestGeneration:
     def test_it_is_never_zero(self, store, last, then):
         store.maps["policy_states"].entries[ONLY] = POLICY_STATE.packer.pack(last, 0, 0, 0)
         maps = opened(store)
-        maps.rejudge()
+        maps.unsettle()
+        maps.settle()
 
         assert (store.generation,) == then
 

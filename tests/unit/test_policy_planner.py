@@ -455,3 +455,15 @@ def test_differences_counts_what_is_not_as_planned():
     state.subjects[DB] = bytes(SUBJECT.size)
 
     assert node.planner.differences(state) == 3
+
+
+@pytest.mark.parametrize("identities", [100, 4], ids=["room", "identities full"])
+def test_an_address_does_not_change_hands_without_the_generation_moving(identities):
+    """Else connections of the pod that had it go on into the one that has it now."""
+    others = (pod(f"x/{name}", f"10.1.0.{number}", app=name) for number, name in enumerate("abcd", 1))
+    isolated = network_policy("x/b", selector(app="b"), ingress=[])
+    node = PolicyNode(namespace("x"), *others, isolated, sizes=PolicySizes(identities=identities))
+    one, other = pod("x/a2", "10.1.0.9", app="a"), pod("x/b2", "10.1.0.9", app="b")
+    node.apply(one)
+
+    assert any(plan.bumps_generation for plan in node.delete(one) + node.apply(other))

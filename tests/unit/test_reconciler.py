@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from agent.core.events import Upsert
 from agent.core.records import Fault
+from agent.reconciler import _AWAIT_POLICY_S
 from tests.builders import key, service
 from tests.property.simulation import METRICS, Clock, SimulatedAgent
 
@@ -138,3 +141,57 @@ def test_what_is_left_out_of_an_object_is_counted_and_told(agent, caplog):
         "Service ns/web: spec.externalIPs[2]: 'y' is no address; it is left out",
     ]
     assert count() == before + 1
+
+
+class Awaited:
+    """Policy that a former layout enforces, and that these maps do not hold yet; says what it is asked to do."""
+
+    is_awaited, is_settled, is_behind = True, False, False
+
+    def __init__(self, agent: SimulatedAgent) -> None:
+        self.maps = self
+        self.due_at = math.inf
+        self._agent = agent
+        self.seen: list[tuple[str, bool]] = []
+
+    def turn(self) -> None:
+        self.seen.append(("turn", self._agent.reconciler.dataplane.is_active))
+
+    def unsettle(self) -> None:
+        self.seen.append(("unsettle", self._agent.reconciler.dataplane.is_active))
+
+    def settle(self) -> None:
+        self.seen.append(("settle", self._agent.reconciler.dataplane.is_active))
+
+
+@pytest.fixture
+def awaited(agent) -> Awaited:
+    policy = agent.reconciler.policy = Awaited(agent)
+    agent.reconciler.dataplane.is_active = False
+    return policy
+
+
+def test_another_layout_is_not_turned_to_before_it_enforces_what_the_former_does(agent, awaited):
+    submit(agent, "10.0.0.1")
+    turn(agent)
+    assert awaited.seen == [("turn", False)]
+    assert not agent.reconciler.is_settled.is_set()
+
+    awaited.is_settled = True
+    submit(agent, "10.0.0.2")
+    turn(agent)
+
+    assert awaited.seen[1:] == [("turn", False), ("unsettle", False), ("settle", True)]
+    assert agent.reconciler.is_settled.is_set()
+
+
+def test_in_the_end_services_go_on_without_it(agent, awaited, clock):
+    submit(agent, "10.0.0.1")
+    turn(agent)
+    assert agent.reconciler._patience() <= _AWAIT_POLICY_S
+
+    clock.now += 2 * _AWAIT_POLICY_S
+    submit(agent, "10.0.0.2")
+    turn(agent)
+
+    assert agent.reconciler.dataplane.is_active

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from agent.core.abi import Direction, Reason
+from agent.core.selectors import IdentityName
+from agent.observe.flows import End, Flow, flow_document
+from agent.observe.policy_text import identity_document
 from tests.bench.run import GOALS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,14 +49,51 @@ def test_every_decision_is_listed_by_its_title() -> None:
     assert {file: f"# {number}: {title}" for number, file, title in listed} == titles
 
 
-def test_the_example_has_the_node_that_it_is_run_as() -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    texts = [path.read_text(encoding="utf-8") for path in (DOCS / "example").glob("*.yaml")]
-    objects = [item for text in texts for item in yaml.safe_load_all(text)]
+@pytest.mark.parametrize(
+    ("example", "document"), [("example", "README.md"), ("example-policy", "docs/policy.md")], ids=["README", "policy"]
+)
+def test_the_example_has_the_node_that_it_is_run_as(example: str, document: str) -> None:
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    objects = objects_of(example)
     (node,) = (item["metadata"]["name"] for item in objects if item["kind"] == "Node")
+    pods = [item for item in objects if item["kind"] == "Pod"]
 
-    assert f"ebproxy run --manifests docs/example --node-name {node} " in readme
-    assert all(kind in readme for kind in {item["kind"] for item in objects})
+    assert f"ebproxy run --manifests docs/{example} --node-name {node} " in text
+    assert all(kind in text for kind in {item["kind"] for item in objects})
+    assert {pod["spec"]["nodeName"] for pod in pods} <= {node}
+
+
+def test_the_pods_of_the_example_are_those_that_are_made() -> None:
+    text = (DOCS / "policy.md").read_text(encoding="utf-8")
+    pods = [item for item in objects_of("example-policy") if item["kind"] == "Pod"]
+    addresses = [pod["status"]["podIPs"][0]["ip"] for pod in pods]
+
+    assert f"for pod in {' '.join(pod['metadata']['name'] for pod in pods)}; do" in text
+    assert addresses == [f"10.244.0.{number}" for number in range(2, 2 + len(pods))]
+
+
+FLOW = Flow(0, End(bytes(16), 1), End(bytes(16), 2), 6, 0, Direction.INGRESS, is_allowed=False, reason=Reason.POLICY)
+
+
+def test_every_field_of_a_flow_is_there() -> None:
+    text = (DOCS / "policy.md").read_text(encoding="utf-8")
+    said = {head: fields(text, f"| {head} | |\n") for head in ("of a flow", "of an end")}
+    told = flow_document(FLOW)
+    of_identity = identity_document(IdentityName())
+
+    assert said == {"of a flow": set(told), "of an end": set(told["source"])}
+    assert all(f"`{name}`" in text for name in of_identity)
+
+
+def fields(text: str, head: str) -> set[str]:
+    """The names in the first column of the table with a head."""
+    table = text.split(head, 1)[1].split("\n\n", 1)[0]
+    return {name for row in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def objects_of(example: str) -> list[dict[str, Any]]:
+    texts = [path.read_text(encoding="utf-8") for path in sorted((DOCS / example).glob("*.yaml"))]
+    return [item for text in texts for item in yaml.safe_load_all(text)]
 
 
 def test_every_goal_that_is_measured_is_there() -> None:

@@ -18,9 +18,11 @@ import yaml
 from agent.cli.flags import add_flags, overrides_from
 from agent.config import load
 from agent.config_fields import Reading, read_fields
+from agent.core.abi import Counter, Reason
 from agent.core.records import Kind, ObjectKey
 from agent.kernel.programs import COMPILE_LIMIT_S
 from agent.kernel.sockets import _NAMED as NAMED_NAMESPACES
+from agent.observe.policy_metrics import _BUCKETS as ENFORCEMENT_BUCKETS
 from agent.sources.kube import resources
 from agent.sources.kube_events import Complaint, EventRecorder, event_body
 from agent.sources.kube_inquiry import INQUIRY_LIMIT_S
@@ -34,6 +36,8 @@ CONFIGS = sorted(MANIFESTS.rglob("config.yaml"))
 # What each capability is for is in daemonset.yaml; tests/image/ shows what goes wrong without it.
 CAPABILITIES = ["BPF", "NET_ADMIN", "PERFMON"]
 _METRIC = re.compile(r"\b(?:ebproxy|kubeproxy)_[a-z_]+\b")
+# A heading, or the bold words that a paragraph begins with.
+_PLACE = r"(?m)^(?:#+ |\*\*){}(?:\.\*\*)?"
 _SUFFIXES = ("_total", "_bucket", "_sum", "_count")
 METRIC_SOURCES = ("observe/metrics.py", "observe/policy_metrics.py", "live_metrics.py")
 
@@ -274,6 +278,25 @@ class TestKustomize:
         assert mounter["image"] == agent["image"] == "ebproxy:kind"
 
     @pytest.mark.parametrize("name", ["cluster", "kind"])
+    def test_overlays_may_have_policy(self, name: str, tmp_path: Path) -> None:
+        """With the lines that the overlay has for it, RBAC and configuration go together."""
+        shutil.copytree(MANIFESTS, tmp_path / "manifests")
+        overlay = tmp_path / "manifests/overlays" / name
+        for file, off, on in (
+            ("kustomization.yaml", "\n# - ../../components/network-policy ", "\n  - ../../components/network-policy "),
+            ("config.yaml", "\n# networkPolicy: ", "\nnetworkPolicy: "),
+        ):
+            text = (overlay / file).read_text(encoding="utf-8")
+            assert off in text
+            (overlay / file).write_text(text.replace(off, on))
+        objects = rendered(overlay)
+        roles = {item["metadata"]["name"] for item in objects if item["kind"] == "ClusterRoleBinding"}
+        config = next(item["data"]["config.yaml"] for item in objects if item["kind"] == "ConfigMap")
+
+        assert roles == {"ebproxy", "ebproxy-network-policy"}
+        assert yaml.safe_load(config)["networkPolicy"] == "standard"
+
+    @pytest.mark.parametrize("name", ["cluster", "kind"])
     def test_overlays_may_enter_the_namespaces_of_pods(self, name: str) -> None:
         objects = {item["kind"]: item for item in rendered(MANIFESTS / "overlays" / name)}
         spec = objects["DaemonSet"]["spec"]["template"]["spec"]
@@ -321,6 +344,34 @@ class TestMonitoring:
 
         assert all({"summary", "description"} == set(alert["annotations"]) for alert in alerts)
         assert {alert["labels"]["severity"] for alert in alerts} == {"critical", "warning"}
+
+    @pytest.mark.parametrize("name", ["alerts.yaml", "dashboard.json"])
+    def test_every_value_of_a_label_is_one_the_agent_serves(self, name: str) -> None:
+        text = (self.directory / name).read_text(encoding="utf-8").replace("\\", "")
+        known = {"event": Counter, "reason": Reason}
+        used = {label: re.findall(rf'\b{label}=~?"([a-z_|]+)"', text) for label in known}
+        values = {(label, value) for label, found in used.items() for it in found for value in it.split("|")}
+
+        assert values
+        assert values <= {(label, member.name.lower()) for label, members in known.items() for member in members}
+
+    def test_alerts_name_headings_that_are_there(self) -> None:
+        text = re.sub(r"\s+", " ", (self.directory / "alerts.yaml").read_text(encoding="utf-8"))
+        named = re.findall(r'(docs/\w+\.md), "([^"]+)"', text)
+        texts = {path: (REPOSITORY / path).read_text(encoding="utf-8") for path, _ in named}
+
+        assert named
+        assert [
+            (path, title) for path, title in named if not re.search(_PLACE.format(re.escape(title)), texts[path])
+        ] == []
+
+    def test_the_alert_of_slow_policy_is_at_a_bound_of_a_bucket(self) -> None:
+        """Else the quantile is interpolated across it, and the alert comes too early or too late."""
+        (rule,) = documents(self.directory / "alerts.yaml")
+        alerts = {alert["alert"]: alert for group in rule["spec"]["groups"] for alert in group["rules"]}
+        threshold = float(alerts["EbproxyPolicySlow"]["expr"].rpartition(">")[2])
+
+        assert threshold in ENFORCEMENT_BUCKETS
 
     def test_panels_do_not_overlap(self) -> None:
         panels = json.loads((self.directory / "dashboard.json").read_text(encoding="utf-8"))["panels"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from types import SimpleNamespace
 
 import msgspec
@@ -17,6 +17,7 @@ from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicySizes
 from agent.core.policy_records import Action, PolicyRecord, Rule, TierRule, not_understood
 from agent.core.records import POLICY_KINDS, Kind
+from agent.errors import DataplaneError
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
 from agent.observe.former_policies import FILE as POLICIES
 from agent.observe.former_policies import PolicyFile, read_policies
@@ -44,10 +45,17 @@ class Devices:
     def __init__(self) -> None:
         self.told: list[list[list[bytes]]] = []
         self.places: dict[bytes, int] = {}
+        self.without_room: Container[bytes] = ()
+        self.fails = ""
 
-    def turn(self, _now: float, _network: Network, found: list[list[bytes]], *, is_new: bool) -> None:
+    def turn(
+        self, _now: float, _network: Network, found: list[list[bytes]], without_room: Container[bytes], *, is_new: bool
+    ) -> None:
         assert is_new
         self.told.append(sorted(map(sorted, found)))
+        self.without_room = without_room
+        if self.fails:
+            raise DataplaneError(self.fails)
 
     def forget(self) -> None:
         pass
@@ -300,6 +308,44 @@ def test_the_longer_it_fails_the_longer_it_waits(node):
         node.clock.now = node.sync.due_at
 
     assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+def test_the_longer_devices_cannot_be_written_the_longer_it_waits(node):
+    """Once the policies are written that is no success yet: each turn wrote them, and began again at the floor."""
+    waits = []
+    node.sync.follow(Network())
+    node.devices.fails = "writing map pod_devices: no"
+    node.list(WEB, SHOP, DENY)
+    for _ in range(7):
+        waits.append(node.sync.due_at - node.clock.now)
+        node.clock.now = node.sync.due_at
+        node.sync.turn()
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30]
+    assert not node.sync.is_settled
+
+    node.devices.fails = ""
+    node.clock.now = node.sync.due_at
+    node.sync.turn()
+    assert node.sync.is_settled
+    node.store.fail_after = 0
+    node.change(pod("web", "10.0.1.1", app="web"))
+    assert node.sync.due_at - node.clock.now == 0.5, "from the beginning, after success alone"
+
+
+def test_devices_are_told_who_has_no_room_among_the_subjects(tmp_path, clock):
+    node = Node(tmp_path, clock, PolicySizes(subjects=2))
+    node.sync.follow(Network())
+    crowd = [pod(f"p{number}", f"10.0.2.{number}") for number in range(3)]
+    node.list(*crowd)
+
+    subjects = node.sync.maps.read().subjects
+    assert len(subjects) == 2
+    assert node.devices.without_room == {it.addresses[0] for it in crowd} - subjects.keys()
+    for it in crowd:
+        if it.addresses[0] in subjects:
+            node.take(Delete(it.kind, it.key))
+    node.sync.turn()
+    assert not node.devices.without_room
 
 
 def test_what_cannot_be_planned_is_told_and_tried_again(node, monkeypatch, caplog):

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "json":
         print_json(policies)
     elif args.verb == "list":
-        header = ("policy", "kind", "subject", "directions", "rules", "pods here", "fault")
+        header = ("policy", "kind", "subject", "directions", "rules", "pods here", "in force", "fault")
         print_table(header, [_row(policy) for policy in policies])
     else:
         for policy in policies:
@@ -67,6 +67,7 @@ def _row(policy: dict[str, Any]) -> tuple[object, ...]:
         directions,
         len(policy["rules"]),
         pods,
+        policy["in_force"],
         "; ".join(_faults(policy)) or "-",
     )
 

@@ -24,7 +24,9 @@ from agent.observe.former_policies import PolicyFile, read_policies
 from agent.observe.metrics import Metrics
 from agent.observe.numbers import FILE, NumberFile, read_numbers
 from agent.observe.policy_metrics import PolicyMetrics
+from agent.observe.policy_views import PolicyViews
 from agent.policy_sync import PolicyOptions, PolicySync
+from agent.status import _policy
 from tests.builders import key, service
 from tests.policy_builders import cidr, cluster_policy, network_policy, pod, pods, rule, selector
 from tests.policy_store import ONLY, FakeStore
@@ -224,6 +226,7 @@ def test_numbers_that_cannot_be_written_stop_nothing(node, caplog):
 
 
 UNREADABLE = Malformed(DENY.kind, DENY.key, "spec", "no")
+PART = msgspec.structs.replace(DENY, is_partial=True)
 
 
 def test_a_policy_that_cannot_be_read_at_a_restart_stays_in_force(node):
@@ -248,11 +251,22 @@ def test_a_policy_that_cannot_be_read_at_a_restart_stays_in_force(node):
 
 
 def test_what_of_a_new_policy_can_be_read_is_in_force(node):
-    part = msgspec.structs.replace(DENY, is_partial=True)
-    node.list(WEB, SHOP, msgspec.structs.replace(UNREADABLE, partial=part))
+    node.list(WEB, SHOP, msgspec.structs.replace(UNREADABLE, partial=PART))
 
     assert SUBJECT.packer.unpack(node.store.maps["subjects"].entries[WEB.addresses[0]])[1] == SubjectFlag.INGRESS
     assert len(node.store.maps["policy"].entries) == 1
+
+
+def test_the_status_counts_the_policies_that_the_list_has(node):
+    nobody = msgspec.structs.replace(UNREADABLE, key=key("nobody"))
+    node.list(WEB, SHOP, DENY, UNREADABLE, nobody, Malformed(Kind.POD, key("bad"), "spec", "no"))
+    config = SimpleNamespace(network_policy=SimpleNamespace(value="standard"), map_sizes=node.sizes)
+
+    listed = PolicyViews(node.sync.model, node.sync.planner).policies()
+    counted = _policy(config, node.sync)  # type: ignore[arg-type]
+
+    assert [it["in_force"] for it in listed] == ["former", "none"]
+    assert (counted["policies"], counted["unread"]) == (2, 2)
 
 
 def test_policies_that_cannot_be_written_down_stop_nothing(node, caplog):
@@ -448,6 +462,29 @@ class TestBesideServices:
         ]
         assert METRICS.registry.get_sample_value("ebproxy_malformed_objects_total", kind) == before + 1
         assert len(node.sync.model.left_out) == 1
+
+    @pytest.mark.parametrize(
+        ("before", "partial", "stands"),
+        [
+            pytest.param([DENY], None, "what it said before stays", id="former"),
+            pytest.param([DENY], PART, "what it said before stays", id="former, though a part can be read"),
+            pytest.param([], PART, "never read here before: what can be read is in force", id="part"),
+            pytest.param(
+                [],
+                None,
+                "never read here before: nothing of it is in force, its pods are not isolated by it",
+                id="none",
+            ),
+        ],
+    )
+    def test_what_holds_of_a_policy_that_cannot_be_read_is_told(self, agent, caplog, before, partial, stands):
+        self.submit(agent, *self.lists(WEB, *before))
+        logging.disable(logging.NOTSET)
+        caplog.clear()
+        self.submit(agent, msgspec.structs.replace(UNREADABLE, partial=partial))
+
+        (said,) = (it.getMessage() for it in caplog.records if it.levelno == logging.WARNING)
+        assert said == f"NetworkPolicy {DENY.key}: spec: no; {stands}"
 
     def test_services_do_not_wait_for_policys_lists(self, agent):
         self.submit(agent, Upsert(service("web", "10.0.0.1")))

@@ -169,7 +169,7 @@ def test_what_cannot_be_read_is_listed_with_its_fault(
 
     assert by_name.pop(name) == ("spec.ingress[0]: is no list", in_force)
     assert set(by_name) | {name} == {"/guard", "shop/web", name}
-    assert set(by_name.values()) == {("", "all")}
+    assert set(by_name.values()) == {("", "whole")}
 
 
 def test_what_is_not_understood_is_listed_until_it_is_gone(node: PolicyNode, views: PolicyViews) -> None:

@@ -15,7 +15,7 @@ from agent.core.events import Malformed
 from agent.core.policy import KIND_NAMES, NETWORK, RuleName
 from agent.core.policy_model import InForce, PolicyModel, PolicyName
 from agent.core.policy_planner import PolicyPlanner
-from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord
+from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord, TierRule
 from agent.core.records import Fault, ObjectKey
 from agent.core.selectors import IdentityName
 from agent.observe.policy_text import (
@@ -137,8 +137,21 @@ def _title(name: PolicyName) -> str:
     return f"{name[0]} {name[1]}"
 
 
+def _rule(rule: TierRule) -> dict[str, Any]:
+    """Describe a rule; of a closed one the action as it is written, and what it comes to in place of what it says."""
+    is_closed = rule.written is not None
+    return {
+        "name": rule.name,
+        "action": rule.written if is_closed else action_text(rule.action),
+        "peers": [] if is_closed else peers_text(rule.rule),
+        "ports": [] if is_closed else ports_text(rule.rule),
+        "closed": is_closed,
+        "not_understood": rule.unknown,
+        "comes_to": rule.comes_to,
+    }
+
+
 def _policy(record: Policy, pods: list[str]) -> dict[str, Any]:
-    is_cluster = isinstance(record, ClusterPolicyRecord)
     return {
         "kind": record.kind.value,
         "namespace": record.key.namespace,
@@ -153,11 +166,7 @@ def _policy(record: Policy, pods: list[str]) -> dict[str, Any]:
                 "rule": rule_text(RuleName(KIND_NAMES[stage_of(record)], record.key, direction, index)),
                 "direction": direction.name.lower(),
                 "index": index,
-                "name": rule.name,
-                "action": action_text(rule.action) if is_cluster else "allowed",
-                "peers": peers_text(rule.rule),
-                "ports": ports_text(rule.rule),
-                "is_understood": not rule.unknown,
+                **_rule(rule),
             }
             for direction in Direction
             for index, rule in enumerate(rules_of(record, direction) or ())

@@ -48,15 +48,18 @@ def tier_rule(said: TierIngressRule | TierEgressRule, field: str, peers: str) ->
     try:
         body = Rule(_tier_peers(said.peers, f"{field}.{peers}"), _tier_ports(said.protocols, f"{field}.protocols"))
     except _Unknown as unknown:
-        return closed(said.action, said.name or "", unknown.field)
+        return closed(said.action.value, said.name or "", unknown.field)
     return TierRule(said.action, body, said.name or "")
 
 
-def closed(action: Action, name: str, unknown: str = "") -> TierRule:
-    """Make what a rule comes to that is not understood. Source: ClusterNetworkPolicyIngressPeer, "fail closed"."""
-    if action is Action.ACCEPT:
-        return TierRule(action, Rule(peers=()), name, unknown)
-    return TierRule(Action.DENY, Rule(), name, unknown)
+def closed(written: str, name: str, unknown: str = "") -> TierRule:
+    """Make what a rule comes to that is not understood. Source: ClusterNetworkPolicyIngressPeer, "fail closed".
+
+    ``written``: its action, whatever that says.
+    """
+    is_accept = written == Action.ACCEPT
+    action, body = (Action.ACCEPT, Rule(peers=())) if is_accept else (Action.DENY, Rule())
+    return TierRule(action, body, name, unknown, written)
 
 
 def _tier_peers(said: Sequence[TierSubject], field: str) -> tuple[Peer, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from agent.core.policy_records import Action, ClusterPolicyRecord, NetworkPolicyRecord, Rule, Tier, TierRule
+from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord, Rule, Tier, TierRule
 from agent.core.records import Fault, ObjectKey
 from agent.sources import convert_policy as convert
 from agent.sources import convert_tiers as tiers
@@ -105,7 +105,7 @@ class _Parts(Parts):
         """Read the rules of one direction of a ClusterNetworkPolicy."""
         found = self.part(sequence, said, field)
         if found is None:
-            return (tiers.closed(Action.DENY, ""),)
+            return (tiers.closed("", ""),)
         return tuple([self._tier_rule(it, f"{field}[{index}]", peers, shape) for index, it in enumerate(found)])
 
     def _tier_rule(
@@ -118,9 +118,8 @@ class _Parts(Parts):
         if found is not None:
             return found
         rule = said if isinstance(said, dict) else {}
-        action, name = rule.get("action"), rule.get("name")
-        is_accept = action == Action.ACCEPT
-        return tiers.closed(Action.ACCEPT if is_accept else Action.DENY, name if isinstance(name, str) else "")
+        action, name = (it if isinstance(it, str) else "" for it in (rule.get("action"), rule.get("name")))
+        return tiers.closed(action, name)
 
 
 def _spec(value: object) -> Mapping[str, Any]:

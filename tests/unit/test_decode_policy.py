@@ -625,7 +625,8 @@ def test_a_rule_with_an_unknown_part_is_closed_and_the_part_is_named(decoder, di
     fields = [f"spec.{direction}[{index}].{unknown}" for index in range(3)]
     closed = (Action.ACCEPT, Rule(peers=())), (Action.DENY, Rule()), (Action.DENY, Rule())
     assert getattr(event.record, direction) == tuple(
-        TierRule(*it, "odd", field) for it, field in zip(closed, fields, strict=True)
+        TierRule(*it, "odd", field, written)
+        for it, field, written in zip(closed, fields, ("Accept", "Deny", "Pass"), strict=True)
     )
     comes_to = ("accepts nobody", "denies everybody", "denies everybody")
     assert event.left_out == tuple(
@@ -657,13 +658,15 @@ PROTOCOL = "spec.egress[0].protocols[0]"
         pytest.param(cluster_policy(egress=[{"action": "Deny"}]), "spec.egress[0].to", "empty", id="no peers"),
         pytest.param(tiered("Deny", {"namespaces": {}, "pods": {}}), TO, "more than one", id="two peers in one"),
         pytest.param(tiered("Deny", {"namespaces": {}, "networks": ["::/0"]}), TO, "more than one", id="and networks"),
-    pytest.param(tiered("Deny", {"namespaces": {}, "nodes": {}}), TO, "more than one of namespaces, nodes", id="nodes"),
-    pytest.param(
-        tiered("Deny", {"networks": ["::/0"], "domainNames": ["*.example"]}),
-        TO,
-        "more than one of networks, domainNames",
-        id="and names",
-    ),
+        pytest.param(
+            tiered("Deny", {"namespaces": {}, "nodes": {}}), TO, "more than one of namespaces, nodes", id="nodes"
+        ),
+        pytest.param(
+            tiered("Deny", {"networks": ["::/0"], "domainNames": ["*.example"]}),
+            TO,
+            "more than one of networks, domainNames",
+            id="and names",
+        ),
         pytest.param(tiered("Deny", {"networks": ["10.0.0.0"]}), f"{TO}.networks[0]", "range", id="network"),
         pytest.param(
             tiered("Deny", {"pods": {"podSelector": {"matchExpressions": [expression("a", "In")]}}}),

@@ -148,11 +148,11 @@ BAD_RULES = {
 @pytest.mark.parametrize(
     ("action", "wanted"),
     [
-        ("Accept", TierRule(Action.ACCEPT, NOBODY, "odd")),
-        ("Deny", TierRule(Action.DENY, Rule(), "odd")),
-        ("Pass", TierRule(Action.DENY, Rule(), "odd")),
-        ("Ask", TierRule(Action.DENY, Rule(), "odd")),
-        (None, TierRule(Action.DENY, Rule(), "odd")),
+        ("Accept", TierRule(Action.ACCEPT, NOBODY, "odd", written="Accept")),
+        ("Deny", TierRule(Action.DENY, Rule(), "odd", written="Deny")),
+        ("Pass", TierRule(Action.DENY, Rule(), "odd", written="Pass")),
+        ("Ask", TierRule(Action.DENY, Rule(), "odd", written="Ask")),
+        (None, TierRule(Action.DENY, Rule(), "odd", written="")),
     ],
     ids=str,
 )
@@ -173,7 +173,7 @@ def test_a_rule_of_a_tier_is_closed(said, action, wanted):
 def test_rules_of_a_tier_that_are_no_list_deny(said):
     event = decode(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(ingress=said))
 
-    assert event.partial.ingress == (TierRule(Action.DENY, Rule()),)
+    assert event.partial.ingress == (TierRule(Action.DENY, Rule(), written=""),)
     assert event.field == "spec.ingress"
 
 

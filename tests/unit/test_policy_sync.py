@@ -454,7 +454,8 @@ class TestBesideServices:
         logging.disable(logging.NOTSET)
         kind = {"kind": "ClusterNetworkPolicy"}
         before = METRICS.registry.get_sample_value("ebproxy_malformed_objects_total", kind) or 0
-        odd = cluster_policy("odd", ingress=[TierRule(Action.DENY, Rule(), unknown="spec.ingress[0].from[0].nodes")])
+        closed = TierRule(Action.DENY, Rule(), unknown="spec.ingress[0].from[0].nodes", written="Deny")
+        odd = cluster_policy("odd", ingress=[closed])
         self.submit(agent, Upsert(odd, not_understood(odd)))
 
         assert [record.getMessage() for record in caplog.records] == [

@@ -22,8 +22,6 @@ from agent.sources.wire_policy import (
     PolicyPort,
     PolicyType,
     Priority,
-    TierEgressRule,
-    TierIngressRule,
     TierSubject,
 )
 
@@ -54,8 +52,8 @@ def cluster_policy(key: ObjectKey, value: object) -> tuple[ClusterPolicyRecord, 
         shaped(spec.get("tier"), Tier, "spec.tier"),
         shaped(spec.get("priority"), Priority, "spec.priority"),
         *tiers.subject(shaped(spec.get("subject"), TierSubject, "spec.subject"), "spec.subject"),
-        parts.tier_rules(spec.get("ingress"), "spec.ingress", "from", TierIngressRule),
-        parts.tier_rules(spec.get("egress"), "spec.egress", "to", TierEgressRule),
+        parts.tier_rules(spec.get("ingress"), "spec.ingress", "from"),
+        parts.tier_rules(spec.get("egress"), "spec.egress", "to"),
         is_partial=True,
     )
     return record, parts.faults
@@ -99,27 +97,17 @@ class _Parts(Parts):
                 found[part] = None
         return tuple(found)
 
-    def tier_rules(
-        self, said: object, field: str, peers: str, shape: type[TierIngressRule | TierEgressRule]
-    ) -> tuple[TierRule, ...]:
+    def tier_rules(self, said: object, field: str, peers: str) -> tuple[TierRule, ...]:
         """Read the rules of one direction of a ClusterNetworkPolicy."""
         found = self.part(sequence, said, field)
         if found is None:
-            return (tiers.closed("", ""),)
-        return tuple([self._tier_rule(it, f"{field}[{index}]", peers, shape) for index, it in enumerate(found)])
-
-    def _tier_rule(
-        self, said: object, field: str, peers: str, shape: type[TierIngressRule | TierEgressRule]
-    ) -> TierRule:
-        def read(rule: TierIngressRule | TierEgressRule, place: str) -> TierRule:
-            return tiers.tier_rule(rule, place, peers)
-
-        found: TierRule | None = self.part(read_as, said, shape, read, field)
-        if found is not None:
-            return found
-        rule = said if isinstance(said, dict) else {}
-        action, name = (it if isinstance(it, str) else "" for it in (rule.get("action"), rule.get("name")))
-        return tiers.closed(action, name)
+            return (tiers.closed(None),)
+        return tuple(
+            [
+                self.part(tiers.tier_rule, it, f"{field}[{index}]", peers) or tiers.closed(it)
+                for index, it in enumerate(found)
+            ]
+        )
 
 
 def _spec(value: object) -> Mapping[str, Any]:

@@ -143,6 +143,8 @@ class PolicySync:
                 self._sync()
             if self._places_changed or now >= self.devices.due_at:
                 self._place(now)
+            if self._retry_at is None:
+                self._retry_s = _RETRY_FLOOR_S
         except (DataplaneError, OSError) as error:
             self._recover(error)
         except Exception as error:
@@ -187,7 +189,7 @@ class PolicySync:
             return  # more may have changed; Services have their turn
         self.maps.hold(is_full=self.planner.lacks_subjects and not self._options.fails_open)
         self.maps.settle()
-        self._retry_at, self._retry_s = None, _RETRY_FLOOR_S
+        self._retry_at = None
         self._is_dirty = False
         self._tell_enforced()
         self._tell_degraded()
@@ -236,7 +238,8 @@ class PolicySync:
         pods: dict[ObjectKey, list[bytes]] = {}
         for address, (key, _) in self.planner.subject_pods().items():
             pods.setdefault(key, []).append(address)
-        self.devices.turn(now, self._network, list(pods.values()), is_new=self._places_changed)
+        without_room = self.planner.unplaced_subjects()
+        self.devices.turn(now, self._network, list(pods.values()), without_room, is_new=self._places_changed)
         self.maps.apply(self.planner.place(self.devices.places))
         self._places_changed = False
 

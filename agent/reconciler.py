@@ -36,6 +36,12 @@ _BATCH_LIMIT = 20_000
 _RETRY_FLOOR_S = 0.5
 _AWAIT_POLICY_S = 60.0
 """How long the programs of a former layout go on, with Services as they were, because policy is not filled in yet."""
+_STANDS = {
+    "former": "what it said before stays",
+    "part": "never read here before: what can be read is in force",
+    "none": "never read here before: nothing of it is in force, its pods are not isolated by it",
+}
+"""What holds of an object that cannot be read."""
 
 Question = Callable[[], None]
 """Called on the reconciler's thread."""
@@ -218,16 +224,17 @@ class Reconciler:
     def _take_policy(self, received: _Received) -> None:
         assert self.policy is not None  # noqa: S101 - else nothing is received as such
         event = received.event
+        self.policy.take(event, received.at)
         if isinstance(event, Malformed):
-            self._tell_malformed(event)
+            is_policy = event.kind not in {Kind.POD, Kind.NAMESPACE}
+            in_force = self.policy.model.in_force((event.kind, event.key)) if is_policy else "former"
+            self._tell_malformed(event, _STANDS[in_force])
         elif isinstance(event, Upsert) and event.left_out:
             # Of a policy the reason says what its rule comes to.
             self._tell_left_out(event, "; it is left out" if event.record.kind is Kind.POD else "")
-        self.policy.take(event, received.at)
 
-    def _tell_malformed(self, event: Malformed) -> None:
+    def _tell_malformed(self, event: Malformed, stands: str = _STANDS["former"]) -> None:
         self._metrics.malformed(event.kind)
-        stands = "what it said before stays" + (", else what of it can be read holds" if event.partial else "")
         log.warning("%s %s: %s: %s; %s", event.kind, event.key, event.field, event.reason, stands)
 
     def _patience(self) -> float:

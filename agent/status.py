@@ -74,14 +74,15 @@ def _left_out(model: PolicyModel) -> list[dict[str, str]]:
 def _policy(config: Config, policy: PolicySync) -> dict[str, Any]:
     facts, counts, sizes = policy.facts(), policy.planner.entry_counts, config.map_sizes
     subjects, model = policy.planner.subject_pods().values(), policy.model
+    unread = model.unread_policies
     isolated = {key for key, number in subjects if any(policy.planner.isolating(number, it) for it in Direction)}
     return {
         "mode": config.network_policy.value,
         "is_settled": facts.is_settled,
         "revision": facts.revision,
         "identities": facts.identities,
-        "policies": len(model.policies),
-        "unread": len(model.malformed),
+        "policies": len(model.policies.keys() | unread.keys()),
+        "unread": len(unread),
         "not_understood": sum(kind is not Kind.POD for kind, _ in model.left_out),
         "rules": facts.rules,
         "pods": model.pod_count,

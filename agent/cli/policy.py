@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "json":
         print_json(policies)
     elif args.verb == "list":
-        header = ("policy", "kind", "subject", "directions", "rules", "pods here", "fault")
+        header = ("policy", "kind", "subject", "directions", "rules", "pods here", "in force", "fault")
         print_table(header, [_row(policy) for policy in policies])
     else:
         for policy in policies:
@@ -67,6 +67,7 @@ def _row(policy: dict[str, Any]) -> tuple[object, ...]:
         directions,
         len(policy["rules"]),
         pods,
+        policy["in_force"],
         "; ".join(_faults(policy)) or "-",
     )
 
@@ -77,7 +78,10 @@ def _faults(policy: dict[str, Any]) -> list[str]:
 
 
 def _action(rule: dict[str, Any]) -> str:
-    return str(rule["action"]) + ("" if rule["is_understood"] else ", for it is not understood")
+    if not rule["closed"]:
+        return str(rule["action"])
+    unknown = rule["not_understood"]
+    return f"{rule['action'] or '?'}, closed ({f'not understood: {unknown}' if unknown else 'cannot be read'})"
 
 
 def _show(policy: dict[str, Any]) -> None:
@@ -94,9 +98,10 @@ def _show(policy: dict[str, Any]) -> None:
     rows += [("not in force", text) for text in policy["not_enforced"]]
     print_table(("what", "value"), rows)
     rules = [
-        (f"{rule['direction']} {rule['index']}", rule["name"] or "-", _action(rule), peer, " ".join(rule["ports"]))
+        (f"{rule['direction']} {rule['index']}", rule["name"] or "-", _action(rule), peer, ports)
         for rule in policy["rules"]
-        for peer in rule["peers"]
+        for ports in [" ".join(rule["ports"]) or "-"]
+        for peer in rule["peers"] or [rule["comes_to"]]
     ]
     if rules:
         print_table(("rule", "name", "is", "peer", "ports of the destination"), rules)

@@ -45,7 +45,8 @@ _NO_POD = Answer(ALLOW, "no pod: policy is not asked")
 _ELSEWHERE = Answer(UNKNOWN, "a pod of another node, which decides by itself: trace there")
 _ITSELF = Answer(ALLOW, "a pod may always reach itself")
 _OWN_NODE = Answer(ALLOW, "from the pod's own node, which may always")
-_HELD = Answer(DENY, "held: the pod is no subject yet (networkPolicy: strict), or has no room (mapSizes.subjects)")
+HELD = Answer(DENY, "held: the pod is no subject yet (networkPolicy: strict), or has no room (mapSizes.subjects)")
+"""Dropped for what it is, before policy is asked: nobody is told, whatever ``policyAnswer`` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class PolicyMaps:
 
     @property
     def refuses(self) -> bool:
-        """Whether a pod is told that it may not, rather than left waiting."""
+        """Whether a pod is told what policy denies it, rather than left waiting."""
         value = self._maps["policy_states"].lookup(bytes(4))
         return bool(value and POLICY_STATE.packer.unpack(value)[3])
 
@@ -98,7 +99,7 @@ class PolicyMaps:
         if address is None or self._is_own(address):
             return _NO_POD
         if self._is_strict and self._is_of_this_node(address):
-            return _HELD
+            return HELD
         return _ELSEWHERE if self._maps["identities"].lookup(address) is not None else _NO_POD
 
     def _ask(self, subject: int, peer: int, direction: Direction, connection: Connection) -> Answer:

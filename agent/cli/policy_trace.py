@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.cli.decision import Client, Outcome
-from agent.cli.policy_decision import DENY, NOT_ENFORCED, UNKNOWN, Answer, Connection, PolicyMaps, explainer
+from agent.cli.policy_decision import DENY, HELD, NOT_ENFORCED, UNKNOWN, Answer, Connection, PolicyMaps, explainer
 from agent.core.abi import Direction, FrontendKey
 from agent.core.addresses import format_endpoint, parse_address
 from agent.errors import AgentUnreachable, EbproxyError
@@ -63,7 +63,7 @@ class PolicyTrace:
         side = next((side for side in _BOTH if verdicts[side].verdict == DENY), None)
         if side is None:  # some by the one, the others by the other
             return replace(outcome, verdict="drop", reason="policy denies every backend", source_nat=False)
-        is_told = side is Direction.EGRESS and self._maps.refuses
+        is_told = side is Direction.EGRESS and verdicts[side] != HELD and self._maps.refuses
         reason = f"policy denies the {side.name.lower()}: {verdicts[side].by}"
         return replace(outcome, verdict="reject" if is_told else "drop", reason=reason, source_nat=False)
 

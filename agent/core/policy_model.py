@@ -6,6 +6,7 @@ Work per event is O(what the event changes): a pod's addresses, a namespace's po
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 
 import msgspec
 
@@ -24,7 +25,19 @@ from agent.core.records import POLICY_KINDS, Fault, Kind, ObjectKey
 
 PolicyName = tuple[Kind, ObjectKey]
 NAME_LABEL = "kubernetes.io/metadata.name"
+_OTHERS = {Kind.POD, Kind.NAMESPACE}
 _SHARED_LIMIT = 1_024
+
+
+class InForce(StrEnum):
+    """What of a policy there is to be in force."""
+
+    WHOLE = "whole"
+    FORMER = "former"
+    """What it said when it could last be read as a whole."""
+    PART = "part"
+    """It never could, and this is what can be read."""
+    NONE = "none"
 
 
 class PolicyModel:
@@ -88,6 +101,20 @@ class PolicyModel:
                 self._mentioned[kind] = set()
             case ListEnded(kind, is_complete):
                 self._end_list(kind, is_complete=is_complete)
+
+    @property
+    def unread_policies(self) -> dict[PolicyName, Malformed]:
+        """List the policies that cannot be read, or not all of them."""
+        return {name: fault for name, fault in self.malformed.items() if name[0] not in _OTHERS}
+
+    def in_force(self, name: PolicyName) -> InForce:
+        """Tell what of a policy that there is is in force."""
+        record = self.policies.get(name)
+        if record is None:
+            return InForce.NONE
+        if name not in self.malformed:
+            return InForce.WHOLE
+        return InForce.PART if record.is_partial else InForce.FORMER
 
     def pod(self, key: ObjectKey) -> PodRecord | None:
         """Look up a pod."""

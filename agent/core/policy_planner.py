@@ -234,6 +234,10 @@ class PolicyPlanner:
         """List this node's pods by address, with their identities."""
         return dict(self._subjects.pods)
 
+    def unplaced_subjects(self) -> frozenset[bytes]:
+        """List the addresses of this node's pods that ``subjects`` has no room for."""
+        return frozenset(self._subjects.unplaced())
+
     def _highest(self, found: PolicyState) -> int:
         """Find the highest identity that any map names."""
         subjects = (SUBJECT.packer.unpack(value)[0] for value in found.subjects.values())

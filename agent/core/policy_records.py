@@ -161,13 +161,20 @@ class TierRule(msgspec.Struct, frozen=True, gc=False):
 
     A rule that could not be read, or with a peer or protocol that could not be understood: an ACCEPT has no peers, a
     DENY or PASS is a DENY of everybody. Source: ClusterNetworkPolicyIngressPeer, "fail closed". ``unknown`` is the
-    field of what was not understood.
+    field of what was not understood, ``written`` the action as it is written, empty where that is no text; None = the
+    rule is not closed.
     """
 
     action: Action
     rule: Rule
     name: str = ""
     unknown: str = ""
+    written: str | None = None
+
+    @property
+    def comes_to(self) -> str:
+        """Say what a closed rule comes to; empty where it is not closed."""
+        return _CLOSED[self.action] if self.written is not None else ""
 
 
 class ClusterPolicyRecord(msgspec.Struct, frozen=True, gc=False):
@@ -192,7 +199,7 @@ def not_understood(record: ClusterPolicyRecord) -> tuple[Fault, ...]:
     """Name the parts of a policy that say nothing we know, and what their rules come to."""
     return tuple(
         [
-            Fault(rule.unknown, f"not understood, so that the rule {_CLOSED[rule.action]}")
+            Fault(rule.unknown, f"not understood, so that the rule {rule.comes_to}")
             for rule in (*record.ingress, *record.egress)
             if rule.unknown
         ]

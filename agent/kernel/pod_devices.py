@@ -66,10 +66,20 @@ class PodDevices:
         """Read back what is there before anything is written again."""
         self._maps.forget()
 
-    def turn(self, now: float, network: Network, pods: Collection[Collection[bytes]], *, is_new: bool) -> None:
+    def turn(
+        self,
+        now: float,
+        network: Network,
+        pods: Collection[Collection[bytes]],
+        without_room: Container[bytes],
+        *,
+        is_new: bool,
+    ) -> None:
         """Find the devices of pods, given as the addresses of each.
 
-        ``is_new``: something changed, and what was kept is to be compared with routes. Raises: DataplaneError.
+        ``without_room``: addresses that are not among the subjects; a pod of which none is has no entry here either,
+        as both maps are of one size. ``is_new``: something changed, and what was kept is to be compared with routes.
+        Raises: DataplaneError.
         """
         devices = {device.ifindex for device in network.devices if device.kind == POD_KIND}
         bridges = {device.ifindex for device in network.devices if device.kind == "bridge"}
@@ -85,7 +95,12 @@ class PodDevices:
         # A device with several pods behind it is that of none.
         uses = Tally(claimed.values())
         self._known = {value: device for value, device in claimed.items() if uses[device] == 1}
-        self._maps.write("pod_devices", {U32.packer.pack(device): value for value, device in self._known.items()})
+        placed = {
+            U32.packer.pack(device): value
+            for value, device in self._known.items()
+            if any(address not in without_room for address in by_value[value])
+        }
+        self._maps.write("pod_devices", placed)
         missing = by_value.keys() - self._known.keys()
         for address in (address for value in missing for address in by_value[value]):
             self._solicit(address, bridges)

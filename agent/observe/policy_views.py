@@ -13,10 +13,10 @@ from agent.core.addresses import format_address
 from agent.core.enforced import Policy, rules_of, stage_of, subject_of
 from agent.core.events import Malformed
 from agent.core.policy import KIND_NAMES, NETWORK, RuleName
-from agent.core.policy_model import PolicyModel, PolicyName
+from agent.core.policy_model import InForce, PolicyModel, PolicyName
 from agent.core.policy_planner import PolicyPlanner
-from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord
-from agent.core.records import POLICY_KINDS, Fault, Kind, ObjectKey
+from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord, TierRule
+from agent.core.records import Fault, ObjectKey
 from agent.core.selectors import IdentityName
 from agent.observe.policy_text import (
     action_text,
@@ -27,8 +27,6 @@ from agent.observe.policy_text import (
     rule_text,
     selector_text,
 )
-
-_WATCHED = POLICY_KINDS - {Kind.POD, Kind.NAMESPACE}
 
 
 class PolicyViews:
@@ -49,12 +47,14 @@ class PolicyViews:
             meant = sorted({key for key, number in pods if name in subjects.get(number, ())})
             documents.append(
                 {
-                    **_policy(record, [str(key) for key in meant], self._model.malformed.get(name)),
+                    **_policy(record, [str(key) for key in meant]),
+                    "fault": _fault(self._model.malformed.get(name)),
+                    "in_force": self._model.in_force(name).value,
                     "not_understood": _left_out(self._model.left_out.get(name, ())),
                     "not_enforced": [f"pod {key}: {degraded[key]}" for key in meant if key in degraded],
                 }
             )
-        unread = {name: fault for name, fault in self._model.malformed.items() if name[0] in _WATCHED}
+        unread = self._model.unread_policies
         unknown = sorted(unread.keys() - self._model.policies.keys())
         return documents + [_unread(name, unread[name]) for name in unknown]
 
@@ -137,8 +137,21 @@ def _title(name: PolicyName) -> str:
     return f"{name[0]} {name[1]}"
 
 
-def _policy(record: Policy, pods: list[str], fault: Malformed | None) -> dict[str, Any]:
-    is_cluster = isinstance(record, ClusterPolicyRecord)
+def _rule(rule: TierRule) -> dict[str, Any]:
+    """Describe a rule; of a closed one the action as it is written, and what it comes to in place of what it says."""
+    is_closed = rule.written is not None
+    return {
+        "name": rule.name,
+        "action": rule.written if is_closed else action_text(rule.action),
+        "peers": [] if is_closed else peers_text(rule.rule),
+        "ports": [] if is_closed else ports_text(rule.rule),
+        "closed": is_closed,
+        "not_understood": rule.unknown,
+        "comes_to": rule.comes_to,
+    }
+
+
+def _policy(record: Policy, pods: list[str]) -> dict[str, Any]:
     return {
         "kind": record.kind.value,
         "namespace": record.key.namespace,
@@ -153,17 +166,11 @@ def _policy(record: Policy, pods: list[str], fault: Malformed | None) -> dict[st
                 "rule": rule_text(RuleName(KIND_NAMES[stage_of(record)], record.key, direction, index)),
                 "direction": direction.name.lower(),
                 "index": index,
-                "name": rule.name,
-                "action": action_text(rule.action) if is_cluster else "allowed",
-                "peers": peers_text(rule.rule),
-                "ports": ports_text(rule.rule),
-                "is_understood": not rule.unknown,
+                **_rule(rule),
             }
             for direction in Direction
             for index, rule in enumerate(rules_of(record, direction) or ())
         ],
-        "fault": _fault(fault),
-        "in_force": ("part" if record.is_partial else "former") if fault else "all",
     }
 
 
@@ -187,7 +194,7 @@ def _unread(name: PolicyName, fault: Malformed) -> dict[str, Any]:
         "pods": [],
         "rules": [],
         "fault": _fault(fault),
-        "in_force": "none",
+        "in_force": InForce.NONE.value,
         "not_understood": [],
         "not_enforced": [],
     }

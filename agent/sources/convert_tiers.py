@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from sys import intern
 
+import msgspec
+
 from agent.core.policy_records import Action, Peer, PortRange, Rule, Selector, TierRule
 from agent.core.records import Protocol
 from agent.sources.convert import fault
 from agent.sources.convert_policy import block, port_name, prefix, selector
+from agent.sources.parts import shaped
+from agent.sources.reader import UNKNOWN_FIELD, explain
 from agent.sources.wire_policy import (
     NamespacedPods,
     TierEgressRule,
@@ -36,27 +40,46 @@ def subject(said: TierSubject, field: str) -> tuple[Selector, Selector | None]:
     return found
 
 
-def rules(said: Sequence[TierIngressRule | TierEgressRule], field: str, peers: str) -> tuple[TierRule, ...]:
-    """Convert the rules of one direction; ``peers`` is ``from`` or ``to``."""
+def rules(said: Sequence[object], field: str, peers: str) -> tuple[TierRule, ...]:
+    """Convert the rules of one direction, from builtin values; ``peers`` is ``from`` or ``to``."""
     return tuple([tier_rule(rule, f"{field}[{index}]", peers) for index, rule in enumerate(said)])
 
 
-def tier_rule(said: TierIngressRule | TierEgressRule, field: str, peers: str) -> TierRule:
+def tier_rule(said: object, field: str, peers: str) -> TierRule:
     """Convert one rule."""
-    if not said.peers:
-        raise fault(f"{field}.{peers}", "empty")
     try:
-        body = Rule(_tier_peers(said.peers, f"{field}.{peers}"), _tier_ports(said.protocols, f"{field}.protocols"))
+        rule = _shaped(said, field, peers)
+        if not rule.peers:
+            raise fault(f"{field}.{peers}", "empty")
+        body = Rule(_tier_peers(rule.peers, f"{field}.{peers}"), _tier_ports(rule.protocols, f"{field}.protocols"))
     except _Unknown as unknown:
-        return closed(said.action, said.name or "", unknown.field)
-    return TierRule(said.action, body, said.name or "")
+        return closed(said, unknown.field)
+    return TierRule(rule.action, body, rule.name or "")
 
 
-def closed(action: Action, name: str, unknown: str = "") -> TierRule:
-    """Make what a rule comes to that is not understood. Source: ClusterNetworkPolicyIngressPeer, "fail closed"."""
-    if action is Action.ACCEPT:
-        return TierRule(action, Rule(peers=()), name, unknown)
-    return TierRule(Action.DENY, Rule(), name, unknown)
+def _shaped(said: object, field: str, peers: str) -> TierIngressRule | TierEgressRule:
+    """Convert a rule to its shape on the wire. Raises: _Unknown, for a field that is newer than we are."""
+    shape = TierIngressRule if peers == "from" else TierEgressRule
+    try:
+        rule: TierIngressRule | TierEgressRule = shaped(said, shape, field)
+    except msgspec.ValidationError as error:
+        found = explain(error)
+        if found.reason == UNKNOWN_FIELD:
+            raise _Unknown(found.field) from None
+        raise
+    return rule
+
+
+def closed(said: object, unknown: str = "") -> TierRule:
+    """Make what a rule comes to that is not understood. Source: ClusterNetworkPolicyIngressPeer, "fail closed".
+
+    ``said``: the rule in builtin values, whatever it says.
+    """
+    rule = said if isinstance(said, dict) else {}
+    written, name = (it if isinstance(it, str) else "" for it in (rule.get("action"), rule.get("name")))
+    is_accept = written == Action.ACCEPT
+    action, body = (Action.ACCEPT, Rule(peers=())) if is_accept else (Action.DENY, Rule())
+    return TierRule(action, body, name, unknown, written)
 
 
 def _tier_peers(said: Sequence[TierSubject], field: str) -> tuple[Peer, ...]:

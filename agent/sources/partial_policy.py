@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from agent.core.policy_records import Action, ClusterPolicyRecord, NetworkPolicyRecord, Rule, Tier, TierRule
+from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord, Rule, Tier, TierRule
 from agent.core.records import Fault, ObjectKey
 from agent.sources import convert_policy as convert
 from agent.sources import convert_tiers as tiers
@@ -22,8 +22,6 @@ from agent.sources.wire_policy import (
     PolicyPort,
     PolicyType,
     Priority,
-    TierEgressRule,
-    TierIngressRule,
     TierSubject,
 )
 
@@ -54,8 +52,8 @@ def cluster_policy(key: ObjectKey, value: object) -> tuple[ClusterPolicyRecord, 
         shaped(spec.get("tier"), Tier, "spec.tier"),
         shaped(spec.get("priority"), Priority, "spec.priority"),
         *tiers.subject(shaped(spec.get("subject"), TierSubject, "spec.subject"), "spec.subject"),
-        parts.tier_rules(spec.get("ingress"), "spec.ingress", "from", TierIngressRule),
-        parts.tier_rules(spec.get("egress"), "spec.egress", "to", TierEgressRule),
+        parts.tier_rules(spec.get("ingress"), "spec.ingress", "from"),
+        parts.tier_rules(spec.get("egress"), "spec.egress", "to"),
         is_partial=True,
     )
     return record, parts.faults
@@ -99,28 +97,17 @@ class _Parts(Parts):
                 found[part] = None
         return tuple(found)
 
-    def tier_rules(
-        self, said: object, field: str, peers: str, shape: type[TierIngressRule | TierEgressRule]
-    ) -> tuple[TierRule, ...]:
+    def tier_rules(self, said: object, field: str, peers: str) -> tuple[TierRule, ...]:
         """Read the rules of one direction of a ClusterNetworkPolicy."""
         found = self.part(sequence, said, field)
         if found is None:
-            return (tiers.closed(Action.DENY, ""),)
-        return tuple([self._tier_rule(it, f"{field}[{index}]", peers, shape) for index, it in enumerate(found)])
-
-    def _tier_rule(
-        self, said: object, field: str, peers: str, shape: type[TierIngressRule | TierEgressRule]
-    ) -> TierRule:
-        def read(rule: TierIngressRule | TierEgressRule, place: str) -> TierRule:
-            return tiers.tier_rule(rule, place, peers)
-
-        found: TierRule | None = self.part(read_as, said, shape, read, field)
-        if found is not None:
-            return found
-        rule = said if isinstance(said, dict) else {}
-        action, name = rule.get("action"), rule.get("name")
-        is_accept = action == Action.ACCEPT
-        return tiers.closed(Action.ACCEPT if is_accept else Action.DENY, name if isinstance(name, str) else "")
+            return (tiers.closed(None),)
+        return tuple(
+            [
+                self.part(tiers.tier_rule, it, f"{field}[{index}]", peers) or tiers.closed(it)
+                for index, it in enumerate(found)
+            ]
+        )
 
 
 def _spec(value: object) -> Mapping[str, Any]:

@@ -26,6 +26,9 @@ UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _EXISTENCE = ("ADDED", "MODIFIED")
 _FAULT = re.compile(r"(?P<reason>.*?)(?: - at (?:`key` in )?`\$\.?(?P<field>[^`]*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`")
+UNKNOWN_FIELD = "unknown field"
+"""The reason of a fault that is a field's being there at all."""
 _CLUSTER_SCOPED = frozenset({Kind.NODE, Kind.NAMESPACE, Kind.CLUSTER_NETWORK_POLICY})
 _TRANSIENT = frozenset({Kind.POD})
 
@@ -149,5 +152,8 @@ def explain(error: Exception) -> Fault:
     found = _FAULT.fullmatch(str(error))
     if found is None or not isinstance(error, msgspec.ValidationError):
         return Fault("", str(error))
-    field, missing = found["field"] or "", _MISSING.fullmatch(found["reason"])
-    return Fault(f"{field}.{missing['name']}".lstrip("."), "missing") if missing else Fault(field, found["reason"])
+    field = found["field"] or ""
+    for pattern, reason in ((_MISSING, "missing"), (_UNKNOWN, UNKNOWN_FIELD)):
+        if named := pattern.fullmatch(found["reason"]):
+            return Fault(f"{field}.{named['name']}".lstrip("."), reason)
+    return Fault(field, found["reason"])

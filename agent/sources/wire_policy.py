@@ -153,17 +153,31 @@ class WireNetworkPolicy(WireObject, frozen=True):
     spec: NetworkPolicySpec
 
 
-class NamespacedPods(Wire, frozen=True):
+class TierPart(Wire, frozen=True, forbid_unknown_fields=True):
+    """A part of a ClusterNetworkPolicy: a field that is newer than we are may narrow what the others say."""
+
+
+class TierRequirement(WireRequirement, TierPart, frozen=True):
+    """One of a selector's matchExpressions."""
+
+
+class TierSelector(LabelSelector, TierPart, frozen=True):
+    """A LabelSelector as part of a ClusterNetworkPolicy."""
+
+    match_expressions: tuple[TierRequirement, ...] | None = None
+
+
+class NamespacedPods(TierPart, frozen=True):
     """Pods of some namespaces."""
 
-    namespace_selector: LabelSelector | None = None
-    pod_selector: LabelSelector | None = None
+    namespace_selector: TierSelector | None = None
+    pod_selector: TierSelector | None = None
 
 
-class TierSubject(Wire, frozen=True):
+class TierSubject(TierPart, frozen=True):
     """Whom a ClusterNetworkPolicy is about, or one of from; ``nodes`` is experimental, and only to be named."""
 
-    namespaces: LabelSelector | None = None
+    namespaces: TierSelector | None = None
     pods: NamespacedPods | None = None
     nodes: object = None
 
@@ -175,27 +189,27 @@ class TierPeer(TierSubject, frozen=True):
     domain_names: object = None
 
 
-class WirePortRange(Wire, frozen=True):
+class WirePortRange(TierPart, frozen=True):
     """Ports from one to another."""
 
     start: PortNumber
     end: PortNumber
 
 
-class WirePort(Wire, frozen=True):
+class WirePort(TierPart, frozen=True):
     """A port, or a range of them."""
 
     number: PortNumber | None = None
     range: WirePortRange | None = None
 
 
-class TierProtocol(Wire, frozen=True):
+class TierProtocol(TierPart, frozen=True):
     """What is said of a protocol."""
 
     destination_port: WirePort | None = None
 
 
-class TierProtocols(Wire, frozen=True):
+class TierProtocols(TierPart, frozen=True):
     """One of the protocols of a ClusterNetworkPolicy's rule; exactly one field is there."""
 
     tcp: TierProtocol | None = None
@@ -204,7 +218,7 @@ class TierProtocols(Wire, frozen=True):
     destination_named_port: str | None = None
 
 
-class WireTierRule(Wire, frozen=True):
+class WireTierRule(TierPart, frozen=True):
     """What the rules of both directions have."""
 
     action: Action
@@ -230,8 +244,9 @@ class ClusterPolicySpec(Wire, frozen=True):
     tier: Tier
     priority: Priority
     subject: TierSubject
-    ingress: tuple[TierIngressRule, ...] | None = None
-    egress: tuple[TierEgressRule, ...] | None = None
+    ingress: tuple[object, ...] | None = None
+    """Each is a ``TierIngressRule``, and is read by itself, as it is closed by itself."""
+    egress: tuple[object, ...] | None = None
 
 
 class WireClusterPolicy(WireObject, frozen=True):

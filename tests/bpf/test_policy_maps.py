@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from agent.core.abi import SUBJECT, map_specs
-from agent.core.policy_plan import PolicyPlan
+from agent.core.abi import SUBJECT, U32, map_specs
+from agent.core.events import ListEnded, ListStarted, Upsert
+from agent.core.network import Device, Network
+from agent.core.policy_model import PolicyModel
+from agent.core.policy_plan import PolicyPlan, PolicySizes
+from agent.core.records import POLICY_KINDS
 from agent.errors import DataplaneError
 from agent.kernel.maps import MapStore
+from agent.kernel.node_maps import NodeMaps
+from agent.kernel.pod_devices import POD_KIND, PodDevices
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
+from agent.observe.metrics import Metrics
+from agent.observe.numbers import NumberFile
+from agent.policy_sync import PolicyOptions, PolicySync
 from tests.bpf.conftest import POLICY_SPECS, SIZES
 from tests.policy_builders import PolicyNode, cidr, network_policy, pod, pods, rule, selector, tcp
 from tests.policy_store import ONLY, FakeStore
@@ -80,6 +92,38 @@ def test_the_generation_goes_on_in_another_layout(store, bpf_mount, tmp_path):
 
     assert after.generation == maps.generation
     other.close()
+
+
+def test_pods_that_have_no_room_have_no_device_either(tmp_path, bpf_mount):
+    """Both maps are of one size: a device for every pod did not fit, and nothing came into force."""
+    crowd = [pod(f"p{number}", f"10.0.2.{number}") for number in range(4)]
+    devices = {it.addresses[0]: 11 + number for number, it in enumerate(crowd)}
+    network = Network(tuple(Device(number, f"veth{number}", POD_KIND) for number in devices.values()))
+    specs = map_specs(replace(SIZES, identities=64, blocks=64, policy=64, subjects=2))
+    with closing(MapStore.open(bpf_mount / tmp_path.name / "small", specs)) as store:
+        maps = PolicyMaps(store)
+        maps.open(PolicySwitches())
+        finder = PodDevices(NodeMaps(store), {}, lambda address, _: (devices[address], True), lambda *_: None)
+        sync = PolicySync(
+            PolicyModel("n1"),
+            maps,
+            NumberFile(tmp_path),
+            finder,
+            SimpleNamespace(due_at=math.inf, deleted=0),  # type: ignore[arg-type]
+            Metrics(),
+            PolicyOptions(PolicySizes(identities=64, blocks=64, policy=64, subjects=2)),
+        )
+        sync.follow(network)
+        lists = [[it(kind) for kind in sorted(POLICY_KINDS)] for it in (ListStarted, ListEnded)]
+        for event in (*lists[0], *map(Upsert, [*crowd, network_policy("deny", ingress=[])]), *lists[1]):
+            sync.take(event, 0)
+        sync.turn()
+
+        subjects = maps.read().subjects
+        placed = {U32.packer.unpack(key)[0] for key, _ in store.maps["pod_devices"].items()}
+        assert (len(subjects), len(sync.degraded)) == (2, 2)
+        assert placed == {devices[address] for address in subjects}
+        assert sync.is_settled
 
 
 class TestAdoption:

@@ -295,7 +295,7 @@ def test_what_is_not_understood_of_a_policy_is_told_wherever_one_looks(told: Sce
 
     assert NAMED in row
     assert NAMED in shown
-    assert "denied, for it is not understood" in shown
+    assert "Deny, closed (not understood: spec.egress[0].to[0].domainNames)" in shown
     assert [(it["name"], it["field"]) for it in status["malformed"]] == [("odd", "spec.egress[0].to[0].domainNames")]
     assert status["policy"]["not_understood"] == gauge == 1
     assert "3, 1 not understood" in table

@@ -113,6 +113,11 @@ def test_what_can_be_read_is_in_force_where_no_former_version_is_known(shop: Pol
     (listed,) = shop.agent.json("policy", "list")
     assert listed["in_force"] == "part"
     assert "spec.ingress[0].ports[1].protocol, spec.ingress[1].ports[0].protocol" in listed["fault"]
+    header, row = shop.agent.cli("policy", "list").stdout.splitlines()
+    assert "IN FORCE" in header
+    assert " part " in row
+    counts = shop.agent.status()["policy"]
+    assert (counts["policies"], counts["unread"]) == (1, 1)
     shown = shop.agent.cli("policy", "show", "shop/web").stdout
     assert "what of it can be read" in shown
 

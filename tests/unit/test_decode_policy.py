@@ -599,19 +599,56 @@ def test_protocols(decoder, said, ports):
     assert found.egress == (TierRule(Action.ACCEPT, Rule((EVERY_POD,), ports)),)
 
 
+EIGHTY = {"number": 80}
+BESIDE = [
+    ({"ports": [{"portNumber": {"protocol": "TCP", "port": 80}}]}, "ports"),
+    ({"protocols": [{"tcp": {}, "quic": {}}]}, "protocols[0].quic"),
+    ({"protocols": [{"udp": {}}, {"destinationNamedPort": "http", "quic": {}}]}, "protocols[1].quic"),
+    ({"protocols": [{"tcp": {"destinationPort": EIGHTY, "sourcePort": EIGHTY}}]}, "protocols[0].tcp.sourcePort"),
+    (
+        {"protocols": [{"udp": {"destinationPort": {**EIGHTY, "name": "a"}}}]},
+        "protocols[0].udp.destinationPort.name",
+    ),
+    (
+        {"protocols": [{"udp": {"destinationPort": {"range": {"start": 1, "end": 9, "step": 2}}}}]},
+        "protocols[0].udp.destinationPort.range.step",
+    ),
+]
+BESIDE_IN_PEERS = [
+    ({**ALL, "zones": {}}, "zones"),
+    ({"networks": ["::/0"], "except": []}, "except"),
+    ({"pods": {"podSelector": {}, "serviceAccountSelector": {}}}, "pods.serviceAccountSelector"),
+    ({"namespaces": {"matchFields": []}}, "namespaces.matchFields"),
+    (
+        {"pods": {"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists", "weight": 1}]}}},
+        "pods.podSelector.matchExpressions[0].weight",
+    ),
+]
 UNKNOWN = [
     pytest.param("egress", {"to": [ALL, {"nodes": {}}]}, "to[1].nodes", id="nodes, experimental"),
     pytest.param("ingress", {"from": [{"nodes": {}}]}, "from[0].nodes", id="nodes, of ingress"),
     pytest.param("egress", {"to": [{"domainNames": ["*.example"]}]}, "to[0].domainNames", id="names, experimental"),
     pytest.param("egress", {"to": [{}]}, "to[0]", id="no field"),
     pytest.param("egress", {"to": [{"networks": []}]}, "to[0].networks", id="empty networks"),
-    pytest.param("ingress", {"from": [{"networks": ["10.0.0.0/8"]}]}, "from[0]", id="networks, of ingress"),
-    pytest.param("ingress", {"from": [ALL], "protocols": [{"tcp": {}}, {"icmp": {}}]}, "protocols[1]", id="a protocol"),
+    pytest.param("ingress", {"from": [{"networks": ["10.0.0.0/8"]}]}, "from[0].networks", id="networks, of ingress"),
+    pytest.param(
+        "ingress", {"from": [ALL], "protocols": [{"tcp": {}}, {"icmp": {}}]}, "protocols[1].icmp", id="a protocol"
+    ),
+    pytest.param("ingress", {"from": [ALL], "protocols": [{}]}, "protocols[0]", id="no protocol"),
     pytest.param(
         "ingress",
         {"from": [ALL], "protocols": [{"tcp": {"destinationPort": {}}}]},
         "protocols[0].tcp.destinationPort",
         id="a port",
+    ),
+    *(
+        pytest.param(direction, {peers: [ALL], **rule}, unknown, id=f"beside what is known: {unknown}")
+        for direction, peers in (("ingress", "from"), ("egress", "to"))
+        for rule, unknown in BESIDE
+    ),
+    *(
+        pytest.param("egress", {"to": [ALL, peer]}, f"to[1].{unknown}", id=f"beside what is known: {unknown}")
+        for peer, unknown in BESIDE_IN_PEERS
     ),
 ]
 
@@ -625,11 +662,20 @@ def test_a_rule_with_an_unknown_part_is_closed_and_the_part_is_named(decoder, di
     fields = [f"spec.{direction}[{index}].{unknown}" for index in range(3)]
     closed = (Action.ACCEPT, Rule(peers=())), (Action.DENY, Rule()), (Action.DENY, Rule())
     assert getattr(event.record, direction) == tuple(
-        TierRule(*it, "odd", field) for it, field in zip(closed, fields, strict=True)
+        TierRule(*it, "odd", field, written)
+        for it, field, written in zip(closed, fields, ("Accept", "Deny", "Pass"), strict=True)
     )
     comes_to = ("accepts nobody", "denies everybody", "denies everybody")
     assert event.left_out == tuple(
         (field, f"not understood, so that the rule {it}") for field, it in zip(fields, comes_to, strict=True)
+    )
+
+
+def test_unknown_fields_of_a_network_policy_are_ignored_as_the_api_server_does(decoder):
+    newer = ingress({"podSelector": APP, "zones": {}}, ports=[{"port": 80, "sourcePort": 80}], action="Deny")
+
+    assert record(decoder, Kind.NETWORK_POLICY, newer) == record(
+        decoder, Kind.NETWORK_POLICY, ingress({"podSelector": APP}, ports=PORTS)
     )
 
 
@@ -650,6 +696,15 @@ PROTOCOL = "spec.egress[0].protocols[0]"
         pytest.param(cluster_policy(priority=1001), "spec.priority", "<= 1000", id="priority above"),
         pytest.param(cluster_policy(tier="Middle"), "spec.tier", "'Middle'", id="tier"),
         pytest.param(cluster_policy(subject={}), "spec.subject", "neither", id="no subject"),
+        pytest.param(
+            cluster_policy(subject={**ALL, "zones": {}}), "spec.subject.zones", "unknown field", id="part of a subject"
+        ),
+        pytest.param(
+            cluster_policy(subject={"pods": {"podSelector": {}, "accounts": {}}}),
+            "spec.subject.pods.accounts",
+            "unknown field",
+            id="part of a subject's pods",
+        ),
         pytest.param(
             cluster_policy(subject={"namespaces": {}, "pods": {}}), "spec.subject", "more than", id="subjects"
         ),

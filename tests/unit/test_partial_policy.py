@@ -148,11 +148,11 @@ BAD_RULES = {
 @pytest.mark.parametrize(
     ("action", "wanted"),
     [
-        ("Accept", TierRule(Action.ACCEPT, NOBODY, "odd")),
-        ("Deny", TierRule(Action.DENY, Rule(), "odd")),
-        ("Pass", TierRule(Action.DENY, Rule(), "odd")),
-        ("Ask", TierRule(Action.DENY, Rule(), "odd")),
-        (None, TierRule(Action.DENY, Rule(), "odd")),
+        ("Accept", TierRule(Action.ACCEPT, NOBODY, "odd", written="Accept")),
+        ("Deny", TierRule(Action.DENY, Rule(), "odd", written="Deny")),
+        ("Pass", TierRule(Action.DENY, Rule(), "odd", written="Pass")),
+        ("Ask", TierRule(Action.DENY, Rule(), "odd", written="Ask")),
+        (None, TierRule(Action.DENY, Rule(), "odd", written="")),
     ],
     ids=str,
 )
@@ -169,11 +169,23 @@ def test_a_rule_of_a_tier_is_closed(said, action, wanted):
     )
 
 
-@pytest.mark.parametrize("said", ["deny", 7, {"action": "Deny"}], ids=str)
+def test_beside_a_rule_that_cannot_be_read_one_that_is_not_understood_is_closed():
+    unread = {"action": "Deny", "to": [{"networks": ["10.0.0.0"]}]}
+    newer = {"action": "Accept", "to": [{"namespaces": {}}], "ports": []}
+    event = decode(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(egress=[unread, newer]))
+
+    assert event.field == "spec.egress[0].to[0].networks[0]"
+    assert event.partial.egress == (
+        TierRule(Action.DENY, Rule(), written="Deny"),
+        TierRule(Action.ACCEPT, NOBODY, unknown="spec.egress[1].ports", written="Accept"),
+    )
+
+
+@pytest.mark.parametrize("said", ["deny", 7, {"action": "Accept"}], ids=str)
 def test_rules_of_a_tier_that_are_no_list_deny(said):
     event = decode(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(ingress=said))
 
-    assert event.partial.ingress == (TierRule(Action.DENY, Rule()),)
+    assert event.partial.ingress == (TierRule(Action.DENY, Rule(), written=""),)
     assert event.field == "spec.ingress"
 
 
@@ -191,6 +203,12 @@ def test_rules_of_a_tier_that_are_no_list_deny(said):
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(tier="Middle"), "spec.tier", id="tier"),
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(priority="high"), "spec.priority", id="priority"),
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(subject={}), "spec.subject", id="subject"),
+        pytest.param(
+            Kind.CLUSTER_NETWORK_POLICY,
+            cluster_policy(subject={"namespaces": {}, "zones": {}}),
+            "spec.subject.zones",
+            id="a part of the subject",
+        ),
     ],
 )
 def test_nothing_is_left_where_it_is_not_known_whom_it_is_about_or_when_it_decides(kind, value, field):

@@ -64,9 +64,11 @@ class Node:
         assert UPLINK.ifindex not in bridges
         self.solicited.append(address)
 
-    def turn(self, *pods: tuple[bytes, ...], is_new: bool = True) -> dict[int, tuple[bytes, ...]]:
+    def turn(
+        self, *pods: tuple[bytes, ...], without_room: Container[bytes] = (), is_new: bool = True
+    ) -> dict[int, tuple[bytes, ...]]:
         network = Network((BRIDGE, UPLINK, *self.devices.values()))
-        self.finder.turn(self.now, network, pods, is_new=is_new)
+        self.finder.turn(self.now, network, pods, without_room, is_new=is_new)
         return {
             U32.packer.unpack(device)[0]: POD_DEVICE.packer.unpack(value) for device, value in self.maps.entries.items()
         }
@@ -93,6 +95,24 @@ def test_one_family_tells_of_both(node, how, known):
 )
 def test_a_pod_has_of_a_family_what_it_has(addresses, expected):
     assert POD_DEVICE.packer.unpack(pack_pod_device(addresses)) == expected
+
+
+@pytest.mark.parametrize(
+    ("without_room", "expected"),
+    [((), {11: A, 12: B}), ((B4,), {11: A, 12: B}), (B, {11: A}), ((*A, *B), {})],
+    ids=["all fit", "one of its addresses does", "one does not", "none does"],
+)
+def test_who_has_no_room_among_the_subjects_has_none_here(node, without_room, expected):
+    node.routes |= {A4: 11, B4: 12}
+
+    assert node.turn(A, B, without_room=without_room) == expected
+    assert node.finder.places.keys() == {*A, *B}, "it is known, for when there is room"
+
+
+def test_who_has_no_room_still_makes_a_device_nobodys(node):
+    node.routes |= {A4: 11, B4: 11}
+
+    assert node.turn(A, B, without_room=B) == {}
 
 
 @pytest.mark.parametrize("device", [2, 3, 99], ids=["the bridge", "no pod's kind", "gone"])

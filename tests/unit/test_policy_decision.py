@@ -204,6 +204,39 @@ def test_a_trace_takes_policy_in(node: PolicyNode, outcome, client, switches, ve
     assert reason in judged.outcome.reason
 
 
+def crowded_node() -> PolicyNode:
+    """Make a node whose verdicts do not fit."""
+    ports = [rule(ports=[tcp(number)]) for number in range(1, 9, 2)]
+    return PolicyNode(
+        pod("shop/web", WEB, app="web"),
+        pod("shop/mute", MUTE, app="mute"),
+        network_policy("shop/mute", selector(app="mute"), egress=ports),
+        sizes=PolicySizes(policy=1),
+    )
+
+
+# As deny() and policy_turn_away() in the programs: what policy denies at the egress is answered, nothing else is.
+DENIED = {
+    "policy": (None, MUTE, ONE, "reject", "isolated by NetworkPolicy shop/mute"),
+    "overflow": (crowded_node, MUTE, ONE, "reject", "does not fit"),
+    "held": (None, NEW, ONE, "drop", "held"),
+    "held, to no service": (None, NEW, PASS, "drop", "held"),
+    "policy, at the ingress": (None, STRANGER, ONE, "drop", "isolated by NetworkPolicy shop/web"),
+}
+
+
+@pytest.mark.parametrize(("make", "client", "outcome", "answered", "by"), DENIED.values(), ids=DENIED)
+@pytest.mark.parametrize("is_answered", [True, False], ids=["reject", "drop"])
+def test_only_what_policy_denies_at_the_egress_is_rejected(
+    node: PolicyNode, make, client, outcome, answered, by, is_answered: bool
+) -> None:
+    asked = make() if make else node
+    judged = trace(asked, outcome, Client("pod", parse_address(client)), strict=True, answered=is_answered)
+
+    assert judged.outcome.verdict == (answered if is_answered else "drop")
+    assert by in judged.outcome.reason
+
+
 def test_where_policy_is_off_nothing_is_asked(node: PolicyNode) -> None:
     judged = trace(node, ONE, CLIENTS["mute"], Facts())
 

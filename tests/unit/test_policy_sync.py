@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from types import SimpleNamespace
 
 import msgspec
@@ -17,13 +17,16 @@ from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicySizes
 from agent.core.policy_records import Action, PolicyRecord, Rule, TierRule, not_understood
 from agent.core.records import POLICY_KINDS, Kind
+from agent.errors import DataplaneError
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
 from agent.observe.former_policies import FILE as POLICIES
 from agent.observe.former_policies import PolicyFile, read_policies
 from agent.observe.metrics import Metrics
 from agent.observe.numbers import FILE, NumberFile, read_numbers
 from agent.observe.policy_metrics import PolicyMetrics
+from agent.observe.policy_views import PolicyViews
 from agent.policy_sync import PolicyOptions, PolicySync
+from agent.status import _policy
 from tests.builders import key, service
 from tests.policy_builders import cidr, cluster_policy, network_policy, pod, pods, rule, selector
 from tests.policy_store import ONLY, FakeStore
@@ -44,10 +47,17 @@ class Devices:
     def __init__(self) -> None:
         self.told: list[list[list[bytes]]] = []
         self.places: dict[bytes, int] = {}
+        self.without_room: Container[bytes] = ()
+        self.fails = ""
 
-    def turn(self, _now: float, _network: Network, found: list[list[bytes]], *, is_new: bool) -> None:
+    def turn(
+        self, _now: float, _network: Network, found: list[list[bytes]], without_room: Container[bytes], *, is_new: bool
+    ) -> None:
         assert is_new
         self.told.append(sorted(map(sorted, found)))
+        self.without_room = without_room
+        if self.fails:
+            raise DataplaneError(self.fails)
 
     def forget(self) -> None:
         pass
@@ -216,6 +226,7 @@ def test_numbers_that_cannot_be_written_stop_nothing(node, caplog):
 
 
 UNREADABLE = Malformed(DENY.kind, DENY.key, "spec", "no")
+PART = msgspec.structs.replace(DENY, is_partial=True)
 
 
 def test_a_policy_that_cannot_be_read_at_a_restart_stays_in_force(node):
@@ -240,11 +251,22 @@ def test_a_policy_that_cannot_be_read_at_a_restart_stays_in_force(node):
 
 
 def test_what_of_a_new_policy_can_be_read_is_in_force(node):
-    part = msgspec.structs.replace(DENY, is_partial=True)
-    node.list(WEB, SHOP, msgspec.structs.replace(UNREADABLE, partial=part))
+    node.list(WEB, SHOP, msgspec.structs.replace(UNREADABLE, partial=PART))
 
     assert SUBJECT.packer.unpack(node.store.maps["subjects"].entries[WEB.addresses[0]])[1] == SubjectFlag.INGRESS
     assert len(node.store.maps["policy"].entries) == 1
+
+
+def test_the_status_counts_the_policies_that_the_list_has(node):
+    nobody = msgspec.structs.replace(UNREADABLE, key=key("nobody"))
+    node.list(WEB, SHOP, DENY, UNREADABLE, nobody, Malformed(Kind.POD, key("bad"), "spec", "no"))
+    config = SimpleNamespace(network_policy=SimpleNamespace(value="standard"), map_sizes=node.sizes)
+
+    listed = PolicyViews(node.sync.model, node.sync.planner).policies()
+    counted = _policy(config, node.sync)  # type: ignore[arg-type]
+
+    assert [it["in_force"] for it in listed] == ["former", "none"]
+    assert (counted["policies"], counted["unread"]) == (2, 2)
 
 
 def test_policies_that_cannot_be_written_down_stop_nothing(node, caplog):
@@ -300,6 +322,44 @@ def test_the_longer_it_fails_the_longer_it_waits(node):
         node.clock.now = node.sync.due_at
 
     assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+def test_the_longer_devices_cannot_be_written_the_longer_it_waits(node):
+    """Once the policies are written that is no success yet: each turn wrote them, and began again at the floor."""
+    waits = []
+    node.sync.follow(Network())
+    node.devices.fails = "writing map pod_devices: no"
+    node.list(WEB, SHOP, DENY)
+    for _ in range(7):
+        waits.append(node.sync.due_at - node.clock.now)
+        node.clock.now = node.sync.due_at
+        node.sync.turn()
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30]
+    assert not node.sync.is_settled
+
+    node.devices.fails = ""
+    node.clock.now = node.sync.due_at
+    node.sync.turn()
+    assert node.sync.is_settled
+    node.store.fail_after = 0
+    node.change(pod("web", "10.0.1.1", app="web"))
+    assert node.sync.due_at - node.clock.now == 0.5, "from the beginning, after success alone"
+
+
+def test_devices_are_told_who_has_no_room_among_the_subjects(tmp_path, clock):
+    node = Node(tmp_path, clock, PolicySizes(subjects=2))
+    node.sync.follow(Network())
+    crowd = [pod(f"p{number}", f"10.0.2.{number}") for number in range(3)]
+    node.list(*crowd)
+
+    subjects = node.sync.maps.read().subjects
+    assert len(subjects) == 2
+    assert node.devices.without_room == {it.addresses[0] for it in crowd} - subjects.keys()
+    for it in crowd:
+        if it.addresses[0] in subjects:
+            node.take(Delete(it.kind, it.key))
+    node.sync.turn()
+    assert not node.devices.without_room
 
 
 def test_what_cannot_be_planned_is_told_and_tried_again(node, monkeypatch, caplog):
@@ -394,7 +454,8 @@ class TestBesideServices:
         logging.disable(logging.NOTSET)
         kind = {"kind": "ClusterNetworkPolicy"}
         before = METRICS.registry.get_sample_value("ebproxy_malformed_objects_total", kind) or 0
-        odd = cluster_policy("odd", ingress=[TierRule(Action.DENY, Rule(), unknown="spec.ingress[0].from[0].nodes")])
+        closed = TierRule(Action.DENY, Rule(), unknown="spec.ingress[0].from[0].nodes", written="Deny")
+        odd = cluster_policy("odd", ingress=[closed])
         self.submit(agent, Upsert(odd, not_understood(odd)))
 
         assert [record.getMessage() for record in caplog.records] == [
@@ -402,6 +463,29 @@ class TestBesideServices:
         ]
         assert METRICS.registry.get_sample_value("ebproxy_malformed_objects_total", kind) == before + 1
         assert len(node.sync.model.left_out) == 1
+
+    @pytest.mark.parametrize(
+        ("before", "partial", "stands"),
+        [
+            pytest.param([DENY], None, "what it said before stays", id="former"),
+            pytest.param([DENY], PART, "what it said before stays", id="former, though a part can be read"),
+            pytest.param([], PART, "never read here before: what can be read is in force", id="part"),
+            pytest.param(
+                [],
+                None,
+                "never read here before: nothing of it is in force, its pods are not isolated by it",
+                id="none",
+            ),
+        ],
+    )
+    def test_what_holds_of_a_policy_that_cannot_be_read_is_told(self, agent, caplog, before, partial, stands):
+        self.submit(agent, *self.lists(WEB, *before))
+        logging.disable(logging.NOTSET)
+        caplog.clear()
+        self.submit(agent, msgspec.structs.replace(UNREADABLE, partial=partial))
+
+        (said,) = (it.getMessage() for it in caplog.records if it.levelno == logging.WARNING)
+        assert said == f"NetworkPolicy {DENY.key}: spec: no; {stands}"
 
     def test_services_do_not_wait_for_policys_lists(self, agent):
         self.submit(agent, Upsert(service("web", "10.0.0.1")))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from agent.cli.flows import row, since_ns
+from agent.cli.policy import _show
 from agent.core.abi import Direction
 from agent.core.events import Malformed, Upsert
 from agent.core.policy_planner import PolicySizes
@@ -144,7 +147,9 @@ def test_policies_are_listed_in_the_order_they_decide(views: PolicyViews) -> Non
             "action": "allowed",
             "peers": ["192.0.2.0/24"],
             "ports": ["TCP/80"],
-            "is_understood": True,
+            "closed": False,
+            "not_understood": "",
+            "comes_to": "",
         }
     ]
 
@@ -169,28 +174,68 @@ def test_what_cannot_be_read_is_listed_with_its_fault(
 
     assert by_name.pop(name) == ("spec.ingress[0]: is no list", in_force)
     assert set(by_name) | {name} == {"/guard", "shop/web", name}
-    assert set(by_name.values()) == {("", "all")}
+    assert set(by_name.values()) == {("", "whole")}
 
 
 def test_what_is_not_understood_is_listed_until_it_is_gone(node: PolicyNode, views: PolicyViews) -> None:
-    closed = TierRule(Action.DENY, Rule(), unknown="spec.egress[1].to[0].nodes")
+    closed = TierRule(Action.DENY, Rule(), unknown="spec.egress[1].to[0].nodes", written="Pass")
     odd = cluster_policy("odd", egress=[accept(), closed])
 
     def said() -> tuple[list[str], list[bool]]:
         (it,) = (it for it in views.policies() if it["name"] == "odd")
         assert it["fault"] == ""
-        return it["not_understood"], [rule["is_understood"] for rule in it["rules"]]
+        return it["not_understood"], [rule["closed"] for rule in it["rules"]]
 
     node.apply(Upsert(odd, not_understood(odd)))
     assert said() == (
         ["spec.egress[1].to[0].nodes: not understood, so that the rule denies everybody"],
-        [True, False],
+        [False, True],
     )
     node.apply(cluster_policy("odd", egress=[accept()]))
-    assert said() == ([], [True])
+    assert said() == ([], [False])
     node.apply(Upsert(odd, not_understood(odd)))
     node.delete(odd)
     assert not node.model.left_out
+
+
+NODES = "spec.ingress[0].from[0].nodes"
+CLOSED = {
+    "Accept": (
+        TierRule(Action.ACCEPT, Rule(peers=()), unknown=NODES, written="Accept"),
+        ["Accept", True, NODES, "accepts nobody"],
+        f"Accept, closed (not understood: {NODES})",
+    ),
+    "Pass": (
+        TierRule(Action.DENY, Rule(), unknown=NODES, written="Pass"),
+        ["Pass", True, NODES, "denies everybody"],
+        f"Pass, closed (not understood: {NODES})",
+    ),
+    "one that cannot be read": (
+        TierRule(Action.DENY, Rule(), written="Deny"),
+        ["Deny", True, "", "denies everybody"],
+        "Deny, closed (cannot be read)",
+    ),
+    "no action": (
+        TierRule(Action.DENY, Rule(), written=""),
+        ["", True, "", "denies everybody"],
+        "?, closed (cannot be read)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("closed", "expected", "action"), CLOSED.values(), ids=CLOSED)
+def test_a_closed_rule_is_shown_as_it_is_written_and_as_closed(
+    node: PolicyNode, views: PolicyViews, capsys: pytest.CaptureFixture[str], closed: TierRule, expected, action: str
+) -> None:
+    node.apply(cluster_policy("odd", ingress=[closed]))
+    (policy,) = (it for it in views.policies() if it["name"] == "odd")
+    (rule,) = policy["rules"]
+
+    assert [rule[name] for name in ("action", "closed", "not_understood", "comes_to")] == expected
+    assert rule["peers"] == rule["ports"] == []
+    _show(policy)
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert re.split(r"\s{2,}", row.strip()) == ["ingress 0", "-", action, expected[-1], "-"]
 
 
 def test_endpoints_say_what_concerns_them(views: PolicyViews, node: PolicyNode) -> None:

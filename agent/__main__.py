@@ -6,14 +6,16 @@ Exit status: 0 done, 1 not as it should be, 2 the command line or the configurat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
 import agent
+from agent.cli.standard_output import StandardOutput
 from agent.errors import ConfigError, EbproxyError
 
 COMMANDS = (
@@ -56,7 +58,23 @@ def _common() -> _Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    output = StandardOutput(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(cast("TextIO", output)):
+            try:
+                return _run(sys.argv[1:] if argv is None else argv)
+            finally:
+                output.flush()
+    except ConfigError as error:
+        for fault in error.faults:
+            print(f"ebproxy: {fault}", file=sys.stderr)
+        return 2
+    except EbproxyError as error:
+        print(f"ebproxy: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: list[str]) -> int:
     parser = _parser()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
@@ -73,15 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         parsers[args.command].refuse(unknown)
     if args.command != "run":  # an agent outlives who reads from it; of a command, nobody is left to write to
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        status: int = args.module.run(args)
-    except ConfigError as error:
-        for fault in error.faults:
-            print(f"ebproxy: {fault}", file=sys.stderr)
-        return 2
-    except EbproxyError as error:
-        print(f"ebproxy: {error}", file=sys.stderr)
-        return 1
+    status: int = args.module.run(args)
     return status
 
 

@@ -25,6 +25,13 @@ COMMANDS = (
 
 
 class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line; where a value was taken for a flag, say how values of it are written."""
+        for action in self._actions if message.endswith(": expected one argument") else ():
+            if message.startswith(f"argument {'/'.join(action.option_strings)}:"):
+                message += f", none that begins with '-'; {action.help}"
+        super().error(message)
+
     def refuse(self, unknown: list[str]) -> NoReturn:
         """Refuse arguments that nobody takes, in a line: the usage of ``run`` alone would fill a screen."""
         near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)

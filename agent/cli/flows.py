@@ -23,6 +23,7 @@ _WIDTHS = (27, 9, 9, 5, 40, 40, 0)
 _UNITS_S = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+")
 _TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pod", metavar="NAMESPACE/NAME", default="", help="only those from or to this pod")
     parser.add_argument("--namespace", metavar="NAME", default="", help="only those from or to pods of this namespace")
     parser.add_argument(
-        "--since", metavar="DURATION|TIME", default="", help="from then on: 5m, 1h30m, or 2026-01-31T12:00:00Z"
+        "--since",
+        metavar="DURATION|TIME",
+        help="from then on: so long ago (d, h, m, s, ms: 5m, 1h30m, 2d; without a sign), "
+        "or a time: 2026-01-31T12:00:00Z, or 2026-01-31, its midnight in UTC",
     )
 
 
@@ -44,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
         "verdict": args.verdict,
         "pod": args.pod,
         "namespace": args.namespace,
-        "since_ns": since_ns(args.since, time.time_ns()) if args.since else 0,
+        "since_ns": _since_ns(args.since),
     }
-    is_new_only = args.follow and not args.since
+    is_new_only = args.follow and args.since is None
     parts = ask_stream(args.state_dir, "flows", follow=args.follow, history=not is_new_only, **wanted)
     try:
         if args.output == "json":
@@ -63,17 +67,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _since_ns(text: str | None) -> int:
+    """Read ``--since``, 0 without it; one that lies ahead is told."""
+    if text is None:
+        return 0
+    now_ns = time.time_ns()
+    found_ns = since_ns(text, now_ns)
+    if found_ns > now_ns:
+        print(f"--since {text} lies ahead: nothing that was told until now is from then on", file=sys.stderr)
+    return found_ns
+
+
 def since_ns(text: str, now_ns: int) -> int:
     """Read a duration before now, or a time; nanoseconds since 1970. Raises: ConfigError."""
     if _DURATION.fullmatch(text):
         before_s = sum(float(number) * _UNITS_S[unit] for number, unit in _TERM.findall(text))
         return max(0, now_ns - round(before_s * 1e9))
+    written = f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text.upper()
     try:
-        at = dt.datetime.fromisoformat(text.upper())
+        at = dt.datetime.fromisoformat(written)
     except ValueError:
         at = None
-    if at is None or at.tzinfo is None or "T" not in text.upper():
-        raise ConfigError([f"--since {text!r}: write how long ago (5m, 1h30m), or a time as 2026-01-31T12:00:00Z"])
+    if at is None or at.tzinfo is None or "T" not in written:
+        accepted = "write how long ago, without a sign (5m, 1h30m, 2d), or a time as 2026-01-31T12:00:00Z or 2026-01-31"
+        raise ConfigError([f"--since {text!r}: {accepted}"])
     return max(0, round(at.timestamp() * 1e9))
 
 

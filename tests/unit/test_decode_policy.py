@@ -657,13 +657,15 @@ PROTOCOL = "spec.egress[0].protocols[0]"
         pytest.param(cluster_policy(egress=[{"action": "Deny"}]), "spec.egress[0].to", "empty", id="no peers"),
         pytest.param(tiered("Deny", {"namespaces": {}, "pods": {}}), TO, "more than one", id="two peers in one"),
         pytest.param(tiered("Deny", {"namespaces": {}, "networks": ["::/0"]}), TO, "more than one", id="and networks"),
-    pytest.param(tiered("Deny", {"namespaces": {}, "nodes": {}}), TO, "more than one of namespaces, nodes", id="nodes"),
-    pytest.param(
-        tiered("Deny", {"networks": ["::/0"], "domainNames": ["*.example"]}),
-        TO,
-        "more than one of networks, domainNames",
-        id="and names",
-    ),
+        pytest.param(
+            tiered("Deny", {"namespaces": {}, "nodes": {}}), TO, "more than one of namespaces, nodes", id="nodes"
+        ),
+        pytest.param(
+            tiered("Deny", {"networks": ["::/0"], "domainNames": ["*.example"]}),
+            TO,
+            "more than one of networks, domainNames",
+            id="and names",
+        ),
         pytest.param(tiered("Deny", {"networks": ["10.0.0.0"]}), f"{TO}.networks[0]", "range", id="network"),
         pytest.param(
             tiered("Deny", {"pods": {"podSelector": {"matchExpressions": [expression("a", "In")]}}}),

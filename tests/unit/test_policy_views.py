@@ -323,7 +323,14 @@ def test_times_are_read(text: str) -> None:
     assert since_ns(text, 0) == NOW_NS
 
 
-@pytest.mark.parametrize("text", ["", "m", "5", "5 m", "-5m", "2023-11-14", "2023-11-14T22:13:20", "now", "5x"])
+def test_a_date_is_its_midnight_in_utc() -> None:
+    assert since_ns("2023-11-14", 0) == since_ns("2023-11-14T00:00:00Z", 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "m", "5", "5 m", "-5m", "2023-13-14", "20231114", "2023-11-14T22:13:20", "2023-11-14 22:13:20Z", "now", "5x"],
+)
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--since"):
         since_ns(text, NOW_NS)

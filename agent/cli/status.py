@@ -16,10 +16,6 @@ HELP = (
 )
 _POLL_S = 0.05
 _NODE = {True: "exists", False: "not found: no Node has the name below (`--node-name`)", None: "not listed yet"}
-_WITHOUT_AGENT = (
-    "start it: `ebproxy run`; if it was just started, it may still compile its programs: `ebproxy status --wait 60`. "
-    "`ebproxy service list` and `ebproxy trace` answer without it"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +57,9 @@ def _settled_status(args: argparse.Namespace) -> dict[str, Any]:
             status: dict[str, Any] = ask(args.state_dir, "status")
             if status["is_settled"] or time.monotonic() >= deadline:
                 return status
-        except AgentUnreachable as error:
+        except AgentUnreachable:
             if time.monotonic() >= deadline:
-                message = f"{error}; {_WITHOUT_AGENT}"
-                raise AgentUnreachable(message) from error
+                raise
         time.sleep(_POLL_S)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.__main__ import main
-from agent.observe.control import Answer, ControlServer
+from agent.observe.control import SOCKET, Answer, ControlServer
+from agent.observe.policy_off import OFF, answers_without_policy
 
 Command = Callable[..., int]
 
@@ -58,3 +59,35 @@ def test_a_bare_name_is_a_policy_of_the_cluster(
     said = capsys.readouterr().err
     assert f"policy {name} is not known" in said
     assert ("a NetworkPolicy is NAMESPACE/NAME" in said) is is_explained
+
+
+@pytest.mark.parametrize("follow", [True, False], ids=["following", "not following"])
+def test_nothing_is_printed_of_a_stream_that_is_not_opened(
+    command: Command, answers: dict[str, Answer], *, follow: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers.update(answers_without_policy())
+
+    assert command("flows", *(["--follow"] if follow else [])) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"ebproxy: {OFF}\n")
+
+
+def test_the_header_is_there_before_the_first_flow(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("flows", "--follow") == 1  # it ends where the agent does
+
+    assert capsys.readouterr().out.startswith("TIME ")
+
+
+@pytest.mark.parametrize(
+    "asked", ["policy list", "policy show a/b", "identity list", "endpoint list", "flows", "flows -f"]
+)
+def test_without_an_agent_every_command_says_what_to_do(
+    asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*asked.split(), "--state-dir", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert (
+        f"no agent answers at {tmp_path / SOCKET}: [Errno 2] No such file or directory; start it: `ebproxy run`"
+        in said.err
+    )

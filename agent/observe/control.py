@@ -114,7 +114,7 @@ def ask(state_dir: Path, question: str, **arguments: Any) -> Any:
 
 
 def ask_stream(state_dir: Path, question: str, **arguments: Any) -> Iterator[Any]:
-    """Open a stream, which ends when the agent ends it, or goes away. Raises: as ``ask`` does, and so does reading it."""
+    """Open a stream, which ends when the agent ends it, or goes away. Raises: as ``ask``, here and where it is read."""
     path = state_dir / SOCKET
     try:
         client = _connect(path, question, arguments)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from agent.cli.output import print_table
+from agent.core.abi import Reason
 from agent.core.addresses import format_endpoint, parse_address
 from agent.errors import AgentUnreachable, ConfigError
 from agent.observe.control import ask_stream
@@ -133,8 +134,9 @@ def _tell_lost(count: int) -> None:
 def row(flow: dict[str, Any]) -> tuple[str, ...]:
     """Lay out a flow for the table."""
     ends = (_end(flow["source"]), _end(flow["destination"]))
-    why = f"{flow['why']} ({flow['device']})" if flow["device"] else flow["why"]
-    return (flow["time"], flow["verdict"], flow["direction"], flow["protocol"], *ends, why)
+    reason = "" if flow["reason"] == Reason.POLICY.name.lower() else f"{flow['reason']}: "
+    device = f" ({flow['device']})" if flow["device"] else ""
+    return (flow["time"], flow["verdict"], flow["direction"], flow["protocol"], *ends, f"{reason}{flow['why']}{device}")
 
 
 def _end(end: dict[str, Any]) -> str:

@@ -336,7 +336,12 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         since_ns(text, NOW_NS)
 
 
-def test_a_line_has_pods_by_name_and_others_by_block() -> None:
+@pytest.mark.parametrize(
+    ("reason", "device", "why"),
+    [("policy", "", "because"), ("untracked", "", "untracked: because"), ("held", "veth1", "held: because (veth1)")],
+    ids=["policy", "another reason", "of a device"],
+)
+def test_a_line_has_pods_by_name_and_others_by_block(reason: str, device: str, why: str) -> None:
     nobody = {"namespace": "", "pod": "", "labels": None}
     flow = {
         "time": "t",
@@ -345,13 +350,12 @@ def test_a_line_has_pods_by_name_and_others_by_block() -> None:
         "protocol": "ICMP",
         "source": {**nobody, "address": "10.1.0.1", "port": 0, "namespace": "shop", "pod": "web"},
         "destination": {**nobody, "address": "fd00::9", "port": 80, "labels": {"block": "fd00::/8"}},
+        "reason": reason,
         "why": "because",
-        "device": "veth1",
+        "device": device,
     }
 
-    assert row(flow) == (
-        *("t", "dropped", "egress", "ICMP", "shop/web 10.1.0.1", "[fd00::9]:80 (in fd00::/8)", "because (veth1)"),
-    )
+    assert row(flow) == (*("t", "dropped", "egress", "ICMP", "shop/web 10.1.0.1", "[fd00::9]:80 (in fd00::/8)", why),)
 
 
 def test_a_policy_of_the_cluster_has_no_namespace() -> None:

@@ -75,6 +75,8 @@ def _print(status: dict[str, Any]) -> None:
     rows += _policy_rows(status.get("policy"))
     rows += [("source", " ".join(f"{key}={value}" for key, value in status["source"].items()))]
     rows += [("fault", fault) for fault in faults]
+    if faults:
+        rows += [("remedy", "mend the file or remove it: it is read again as soon as it changes")]
     rows += [(f"map {name}", f"{m['entries']} of {m['capacity']}") for name, m in status["maps"].items()]
     print_table(("what", "value"), rows)
     if status["degraded"]:

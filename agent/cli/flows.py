@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent.cli.output import print_table
 from agent.core.abi import Reason
 from agent.core.addresses import format_endpoint, parse_address
 from agent.errors import AgentUnreachable, ConfigError
-from agent.observe.control import ask_stream
+from agent.observe.control import ask, ask_stream
 from agent.observe.flows import VERDICTS
 
 HELP = "tell what policy dropped, and which policy it was; also what it let pass, where flowSample says so"
 _COLUMNS = ("time", "verdict", "direction", "proto", "source", "destination", "why")
+_NOT_BEGUN = "the agent has not programmed everything yet; drops are counted, and told from then on"
 _WIDTHS = (27, 9, 9, 5, 40, 40, 0)
 _UNITS_S = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+")
@@ -52,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
         "since_ns": _since_ns(args.since),
     }
     is_new_only = args.follow and args.since is None
-    parts = ask_stream(args.state_dir, "flows", follow=args.follow, history=not is_new_only, **wanted)
+    parts = _flows(ask_stream(args.state_dir, "flows", follow=args.follow, history=not is_new_only, **wanted))
+    if args.pod:
+        _tell_unknown(args.state_dir, args.pod)
     try:
         if args.output == "json":
             _print_lines(parts)
@@ -93,6 +98,22 @@ def since_ns(text: str, now_ns: int) -> int:
         accepted = "write how long ago, without a sign (5m, 1h30m, 2d), or a time as 2026-01-31T12:00:00Z or 2026-01-31"
         raise ConfigError([f"--since {text!r}: {accepted}"])
     return max(0, round(at.timestamp() * 1e9))
+
+
+def _tell_unknown(state_dir: Path, pod: str) -> None:
+    """Tell of a pod that nobody knows; flows of one that is gone may still be there."""
+    with contextlib.suppress(AgentUnreachable):
+        if ask(state_dir, "pod_addresses", pod=pod) is None:
+            print(f"pod {pod} is not known here; `ebproxy endpoint list` shows those of this node", file=sys.stderr)
+
+
+def _flows(parts: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Give flows and losses; that none is read yet is told apart from them."""
+    for part in parts:
+        if "has_begun" in part:
+            print(_NOT_BEGUN, file=sys.stderr)
+        else:
+            yield part
 
 
 def _print_lines(parts: Iterable[dict[str, Any]]) -> None:

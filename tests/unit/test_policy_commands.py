@@ -10,7 +10,10 @@ import pytest
 
 from agent.__main__ import main
 from agent.observe.control import SOCKET, Answer, ControlServer
+from agent.observe.flow_log import FlowFilter, FlowLog
+from agent.observe.flows import FlowNamer, PolicyNames
 from agent.observe.policy_off import OFF, answers_without_policy
+from tests.policy_builders import PolicyNode
 
 Command = Callable[..., int]
 
@@ -91,3 +94,35 @@ def test_without_an_agent_every_command_says_what_to_do(
         f"no agent answers at {tmp_path / SOCKET}: [Errno 2] No such file or directory; start it: `ebproxy run`"
         in said.err
     )
+
+
+@pytest.mark.parametrize(
+    ("addresses", "words"),
+    [(None, "pod shop/web is not known here; `ebproxy endpoint list` shows those of this node\n"), ([], "")],
+    ids=["nobody's", "a pod's"],
+)
+def test_a_pod_that_nobody_knows_is_told(
+    command: Command,
+    answers: dict[str, Answer],
+    addresses: list[str] | None,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers["pod_addresses"] = lambda pod: addresses if pod == "shop/web" else [pod]
+
+    assert command("flows", "--pod", "shop/web") == 0
+    assert capsys.readouterr().err == words
+
+
+@pytest.mark.parametrize("has_begun", [False, True], ids=["not yet", "since"])
+def test_that_no_event_is_read_yet_is_told_beside_the_flows(
+    command: Command, answers: dict[str, Answer], *, has_begun: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = PolicyNode().model
+    log = FlowLog(FlowNamer(PolicyNames(model, lambda: PolicyNode().planner)), has_begun=lambda: has_begun)
+    answers["flows"] = lambda follow, history, **_: log.read(FlowFilter(), follow=follow, history=history)
+
+    assert command("flows", "-o", "json") == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("the agent has not programmed everything yet") is not has_begun

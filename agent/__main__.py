@@ -6,14 +6,16 @@ Exit status: 0 done, 1 not as it should be, 2 the command line or the configurat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
 import agent
+from agent.cli.standard_output import StandardOutput
 from agent.errors import ConfigError, EbproxyError
 
 COMMANDS = (
@@ -23,6 +25,13 @@ COMMANDS = (
 
 
 class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse a command line; where a value was taken for a flag, say how values of it are written."""
+        for action in self._actions if message.endswith(": expected one argument") else ():
+            if message.startswith(f"argument {'/'.join(action.option_strings)}:"):
+                message += f", none that begins with '-'; {action.help}"
+        super().error(message)
+
     def refuse(self, unknown: list[str]) -> NoReturn:
         """Refuse arguments that nobody takes, in a line: the usage of ``run`` alone would fill a screen."""
         near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
@@ -56,7 +65,23 @@ def _common() -> _Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    output = StandardOutput(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(cast("TextIO", output)):
+            try:
+                return _run(sys.argv[1:] if argv is None else argv)
+            finally:
+                output.flush()
+    except ConfigError as error:
+        for fault in error.faults:
+            print(f"ebproxy: {fault}", file=sys.stderr)
+        return 2
+    except EbproxyError as error:
+        print(f"ebproxy: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: list[str]) -> int:
     parser = _parser()
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
@@ -73,15 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         parsers[args.command].refuse(unknown)
     if args.command != "run":  # an agent outlives who reads from it; of a command, nobody is left to write to
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        status: int = args.module.run(args)
-    except ConfigError as error:
-        for fault in error.faults:
-            print(f"ebproxy: {fault}", file=sys.stderr)
-        return 2
-    except EbproxyError as error:
-        print(f"ebproxy: {error}", file=sys.stderr)
-        return 1
+    status: int = args.module.run(args)
     return status
 
 

@@ -129,7 +129,7 @@ class Agent:
         self.source = self._make_source()
         health = Health(lambda: read_vitals(config, self.reconciler), config.sync_period_s)
         self.health_checks = HealthCheckServers(lambda: health.is_healthy, self._on_unserved, config.sync_period_s)
-        live = LiveMetrics(config.map_sizes, self.reconciler, self.health_checks, self.metrics)
+        live = LiveMetrics(config.map_sizes, self.reconciler, self.health_checks, self.metrics, self._source_faults)
         self.metrics.add_live(live.read)
         self.telling = self._make_telling()
         answers = self.telling.answers if self.telling else answers_without_policy()
@@ -231,6 +231,9 @@ class Agent:
     def _on_degraded_subject(self, pod: ObjectKey, reason: str) -> None:
         if self._recorder:
             self._recorder.warn(pod, "PolicyFull", reason, kind=Kind.POD)
+
+    def _source_faults(self) -> int:
+        return len(self.source.describe().get("faults", ()))
 
     def _on_source_error(self, kind: str, message: str) -> None:
         self.metrics.error(kind)

@@ -125,7 +125,8 @@ def choice(*accepted: str) -> Callable[[object], str]:
         # YAML 1.1 reads a bare `off` as false.
         word = "off" if value is False else value
         if not isinstance(word, str) or word not in accepted:
-            raise ValueError(f"is {_shown(value)}; accepted: {', '.join(accepted)}")
+            why = " (YAML reads on, off, yes and no as booleans: quote the word)" if isinstance(value, bool) else ""
+            raise ValueError(f"is {_shown(value)}{why}; accepted: {', '.join(accepted)}")
         return word
 
     return read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import Metric
 
@@ -20,12 +20,19 @@ class LiveMetrics:
     """Reads the agent's parts from the scraping thread: numbers and lengths alone, which need no lock."""
 
     def __init__(
-        self, sizes: MapSizes, reconciler: Reconciler, health_checks: HealthCheckServers, metrics: Metrics
+        self,
+        sizes: MapSizes,
+        reconciler: Reconciler,
+        health_checks: HealthCheckServers,
+        metrics: Metrics,
+        source_faults: Callable[[], int],
     ) -> None:
+        """``source_faults``: counts what the source cannot read, so that nobody knows which objects it is."""
         self._sizes = sizes
         self._reconciler = reconciler
         self._health_checks = health_checks
         self._metrics = metrics
+        self._source_faults = source_faults
 
     def read(self) -> Iterator[Metric]:
         """Read everything."""
@@ -67,7 +74,11 @@ class LiveMetrics:
         reconciler, model = self._reconciler, self._reconciler.model
         for name, text, value in (
             ("ebproxy_services", "Services known", len(model.services)),
-            ("ebproxy_malformed_objects_current", "Objects that cannot be read, or not all", self._malformed()),
+            (
+                "ebproxy_malformed_objects_current",
+                "Objects and files that cannot be read, or not all",
+                self._malformed(),
+            ),
             ("ebproxy_degraded_service_ports", "Service ports not as desired", len(reconciler.planner.degraded)),
             ("ebproxy_settled", "Whether everything listed is programmed", float(reconciler.is_settled.is_set())),
             ("ebproxy_health_check_servers", "Sockets for health check node ports", self._health_checks.serving),
@@ -82,7 +93,7 @@ class LiveMetrics:
             yield from meter.gauge(name, text, {"": value})
 
     def _malformed(self) -> int:
-        """Count objects with a fault, by lengths alone, which need no lock."""
+        """Count objects with a fault, and files, by lengths alone, which need no lock."""
         policy = self._reconciler.policy
-        count = len(self._reconciler.model.malformed)
+        count = len(self._reconciler.model.malformed) + self._source_faults()
         return count if policy is None else count + len(policy.model.malformed) + len(policy.model.left_out)

@@ -19,7 +19,8 @@ class PolicyTelling:
 
     def __init__(self, policy: PolicySync, reconciler: Reconciler, store: MapStore, can_name: threading.Event) -> None:
         """``can_name``: set once identities and rules have names. Raises: DataplaneError."""
-        self._flows = FlowLog(FlowNamer(PolicyNames(policy.model, lambda: policy.planner)))
+        namer = FlowNamer(PolicyNames(policy.model, lambda: policy.planner))
+        self._flows = FlowLog(namer, has_begun=can_name.is_set)
         self._reader = EventReader(store.maps["events"], store.maps["policy_counters"], self._flows.take, can_name)
         self.answers = policy_answers(lambda: PolicyViews(policy.model, policy.planner), reconciler.ask, self._flows)
 

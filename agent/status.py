@@ -29,11 +29,8 @@ def _status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> d
         "version": agent.__version__,
         "node": config.node_name,
         "node_exists": model.node_exists,
-        "is_settled": reconciler.is_settled.is_set()
-        and not planner.degraded
-        and not (policy is not None and policy.degraded)
-        and not any(it.incomplete for it in models),
-        "not_listed": sorted(kind.value for it in models for kind in it.unsynced | it.incomplete),
+        "is_settled": is_as_desired(reconciler),
+        "not_listed": sorted(kind.value for it in models for kind in it.unsynced),
         "pod_cidrs": list(model.node.pod_cidrs),
         "services": len(model.services),
         "service_ports": len(placements),
@@ -60,6 +57,16 @@ def _status(config: Config, reconciler: Reconciler, source: dict[str, Any]) -> d
         "map_writes": dict(dataplane.store.writes),
         **({"policy": _policy(config, policy)} if policy is not None else {}),
     }
+
+
+def is_as_desired(reconciler: Reconciler) -> bool:
+    """Tell whether everything listed is programmed, and fits.
+
+    What cannot be read is told beside it, and changes nothing: nobody could wait for it, and a node is ready without.
+    """
+    policy = reconciler.policy
+    is_degraded = reconciler.planner.degraded or (policy is not None and policy.degraded)
+    return reconciler.is_settled.is_set() and not is_degraded
 
 
 def _left_out(model: PolicyModel) -> list[dict[str, str]]:

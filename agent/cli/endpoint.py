@@ -13,7 +13,7 @@ HELP = "list the addresses of this node's pods, their identities, and the polici
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what to do."""
-    parser.add_argument("verb", choices=("list",), help="a line for each address")
+    parser.add_argument("verb", choices=("list",), metavar="list", help="a line for each address")
 
 
 def run(args: argparse.Namespace) -> int:

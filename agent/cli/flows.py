@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from agent.cli.output import print_table
+from agent.core.abi import Reason
 from agent.core.addresses import format_endpoint, parse_address
 from agent.errors import AgentUnreachable, ConfigError
-from agent.observe.control import ask_stream
+from agent.observe.control import ask, ask_stream
 from agent.observe.flows import VERDICTS
 
 HELP = "tell what policy dropped, and which policy it was; also what it let pass, where flowSample says so"
 _COLUMNS = ("time", "verdict", "direction", "proto", "source", "destination", "why")
+_NOT_BEGUN = "the agent has not programmed everything yet; drops are counted, and told from then on"
 _WIDTHS = (27, 9, 9, 5, 40, 40, 0)
 _UNITS_S = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+")
 _TERM = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pod", metavar="NAMESPACE/NAME", default="", help="only those from or to this pod")
     parser.add_argument("--namespace", metavar="NAME", default="", help="only those from or to pods of this namespace")
     parser.add_argument(
-        "--since", metavar="DURATION|TIME", default="", help="from then on: 5m, 1h30m, or 2026-01-31T12:00:00Z"
+        "--since",
+        metavar="DURATION|TIME",
+        help="from then on: so long ago (d, h, m, s, ms: 5m, 1h30m, 2d; without a sign), "
+        "or a time: 2026-01-31T12:00:00Z, or 2026-01-31, its midnight in UTC",
     )
 
 
@@ -44,10 +52,12 @@ def run(args: argparse.Namespace) -> int:
         "verdict": args.verdict,
         "pod": args.pod,
         "namespace": args.namespace,
-        "since_ns": since_ns(args.since, time.time_ns()) if args.since else 0,
+        "since_ns": _since_ns(args.since),
     }
-    is_new_only = args.follow and not args.since
-    parts = ask_stream(args.state_dir, "flows", follow=args.follow, history=not is_new_only, **wanted)
+    is_new_only = args.follow and args.since is None
+    parts = _flows(ask_stream(args.state_dir, "flows", follow=args.follow, history=not is_new_only, **wanted))
+    if args.pod:
+        _tell_unknown(args.state_dir, args.pod)
     try:
         if args.output == "json":
             _print_lines(parts)
@@ -63,18 +73,47 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _since_ns(text: str | None) -> int:
+    """Read ``--since``, 0 without it; one that lies ahead is told."""
+    if text is None:
+        return 0
+    now_ns = time.time_ns()
+    found_ns = since_ns(text, now_ns)
+    if found_ns > now_ns:
+        print(f"--since {text} lies ahead: nothing that was told until now is from then on", file=sys.stderr)
+    return found_ns
+
+
 def since_ns(text: str, now_ns: int) -> int:
     """Read a duration before now, or a time; nanoseconds since 1970. Raises: ConfigError."""
     if _DURATION.fullmatch(text):
         before_s = sum(float(number) * _UNITS_S[unit] for number, unit in _TERM.findall(text))
         return max(0, now_ns - round(before_s * 1e9))
+    written = f"{text}T00:00:00Z" if _DATE.fullmatch(text) else text.upper()
     try:
-        at = dt.datetime.fromisoformat(text.upper())
+        at = dt.datetime.fromisoformat(written)
     except ValueError:
         at = None
-    if at is None or at.tzinfo is None or "T" not in text.upper():
-        raise ConfigError([f"--since {text!r}: write how long ago (5m, 1h30m), or a time as 2026-01-31T12:00:00Z"])
+    if at is None or at.tzinfo is None or "T" not in written:
+        accepted = "write how long ago, without a sign (5m, 1h30m, 2d), or a time as 2026-01-31T12:00:00Z or 2026-01-31"
+        raise ConfigError([f"--since {text!r}: {accepted}"])
     return max(0, round(at.timestamp() * 1e9))
+
+
+def _tell_unknown(state_dir: Path, pod: str) -> None:
+    """Tell of a pod that nobody knows; flows of one that is gone may still be there."""
+    with contextlib.suppress(AgentUnreachable):
+        if ask(state_dir, "pod_addresses", pod=pod) is None:
+            print(f"pod {pod} is not known here; `ebproxy endpoint list` shows those of this node", file=sys.stderr)
+
+
+def _flows(parts: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Give flows and losses; that none is read yet is told apart from them."""
+    for part in parts:
+        if "has_begun" in part:
+            print(_NOT_BEGUN, file=sys.stderr)
+        else:
+            yield part
 
 
 def _print_lines(parts: Iterable[dict[str, Any]]) -> None:
@@ -116,8 +155,9 @@ def _tell_lost(count: int) -> None:
 def row(flow: dict[str, Any]) -> tuple[str, ...]:
     """Lay out a flow for the table."""
     ends = (_end(flow["source"]), _end(flow["destination"]))
-    why = f"{flow['why']} ({flow['device']})" if flow["device"] else flow["why"]
-    return (flow["time"], flow["verdict"], flow["direction"], flow["protocol"], *ends, why)
+    reason = "" if flow["reason"] == Reason.POLICY.name.lower() else f"{flow['reason']}: "
+    device = f" ({flow['device']})" if flow["device"] else ""
+    return (flow["time"], flow["verdict"], flow["direction"], flow["protocol"], *ends, f"{reason}{flow['why']}{device}")
 
 
 def _end(end: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ HELP = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what to do."""
-    parser.add_argument("verb", choices=("list",), help="a line for each identity")
+    parser.add_argument("verb", choices=("list",), metavar="list", help="a line for each identity")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,7 +20,9 @@ _IN_FORCE = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what to do."""
-    parser.add_argument("verb", choices=("list", "show"), help="a line for each policy, or one with its rules")
+    parser.add_argument(
+        "verb", choices=("list", "show"), metavar="list|show", help="a line for each policy, or one with its rules"
+    )
     parser.add_argument(
         "name", nargs="?", metavar="NAMESPACE/NAME", help="the policy to show; a cluster's by its name alone"
     )
@@ -36,7 +38,12 @@ def run(args: argparse.Namespace) -> int:
     if args.verb == "show":
         policies = [policy for policy in policies if _name(policy) == args.name]
         if not policies:
-            message = f"policy {args.name} is not known; `ebproxy policy list` shows what is"
+            hint = (
+                ""
+                if "/" in args.name
+                else " (a name alone is a ClusterNetworkPolicy's, a NetworkPolicy is NAMESPACE/NAME)"
+            )
+            message = f"policy {args.name} is not known{hint}; `ebproxy policy list` shows what is"
             raise EbproxyError(message)
     if args.output == "json":
         print_json(policies)

@@ -16,10 +16,6 @@ HELP = (
 )
 _POLL_S = 0.05
 _NODE = {True: "exists", False: "not found: no Node has the name below (`--node-name`)", None: "not listed yet"}
-_WITHOUT_AGENT = (
-    "start it: `ebproxy run`; if it was just started, it may still compile its programs: `ebproxy status --wait 60`. "
-    "`ebproxy service list` and `ebproxy trace` answer without it"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +57,9 @@ def _settled_status(args: argparse.Namespace) -> dict[str, Any]:
             status: dict[str, Any] = ask(args.state_dir, "status")
             if status["is_settled"] or time.monotonic() >= deadline:
                 return status
-        except AgentUnreachable as error:
+        except AgentUnreachable:
             if time.monotonic() >= deadline:
-                message = f"{error}; {_WITHOUT_AGENT}"
-                raise AgentUnreachable(message) from error
+                raise
         time.sleep(_POLL_S)
 
 
@@ -80,6 +75,8 @@ def _print(status: dict[str, Any]) -> None:
     rows += _policy_rows(status.get("policy"))
     rows += [("source", " ".join(f"{key}={value}" for key, value in status["source"].items()))]
     rows += [("fault", fault) for fault in faults]
+    if faults:
+        rows += [("remedy", "mend the file or remove it: it is read again as soon as it changes")]
     rows += [(f"map {name}", f"{m['entries']} of {m['capacity']}") for name, m in status["maps"].items()]
     print_table(("what", "value"), rows)
     if status["degraded"]:

@@ -119,9 +119,8 @@ def filesystem_magic(path: Path) -> int:
 
 def _checked(path: Path, mounts: Sequence[Mount], own: str) -> CgroupRoot:
     if not is_cgroup2(path):
-        raise ConfigError(
-            [f"cgroupRoot: {path} is not on a cgroup v2 file system; accepted: the node's cgroup v2 root"]
-        )
+        fault = "is not on a cgroup v2 file system" if path.exists() else "does not exist"
+        raise ConfigError([f"cgroupRoot: {path} {fault}; accepted: the node's cgroup v2 root"])
     resolved = path.resolve()
     holders = [mount for mount in mounts if resolved.is_relative_to(mount.path)]
     if not holders:

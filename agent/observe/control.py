@@ -1,6 +1,7 @@
 """The unix socket that commands ask: one question a connection, a name and what goes with it as JSON.
 
-The answer is one JSON document, or where it is a stream, one on each line for as long as who asked stays.
+The answer is one JSON document, or where it is a stream, one on each line for as long as who asked stays; the first is
+null, and says that it is open.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from agent.observe.serving import ServingThread
 
 SOCKET = "agent.sock"
 _LIMIT_S = 10.0
+_WITHOUT_AGENT = (
+    "start it: `ebproxy run`; if it was just started, it may still compile its programs: `ebproxy status --wait 60`. "
+    "`ebproxy service list` and `ebproxy trace` answer without it"
+)
 Answer = Callable[..., Any]
 """Given what goes with the question by name. An iterator is a stream; of a None in it, nothing is sent."""
 
@@ -60,6 +65,7 @@ class _Handler(socketserver.StreamRequestHandler):
     def _stream(self, answer: Iterator[Any]) -> None:
         """Send a stream; one that reads it slowly holds up nobody else."""
         self.connection.settimeout(None)
+        self._send({"answer": None})
         poll = select.poll()
         poll.register(self.connection, 0)  # hanging up is told unasked
         for part in answer:
@@ -102,25 +108,25 @@ def ask(state_dir: Path, question: str, **arguments: Any) -> Any:
     try:
         with contextlib.closing(_connect(path, question, arguments)) as client, client.makefile("rb") as stream:
             reply = json.loads(stream.read())
-    except PermissionError as error:
-        message = f"{path} may not be asked: {error.strerror}; run as root"
-        raise EbproxyError(message) from error
     except (OSError, ValueError) as error:
-        message = f"no agent answers at {path}: {error}"
-        raise AgentUnreachable(message) from error
+        raise _unanswered(path, error) from error
     return _read(reply)
 
 
 def ask_stream(state_dir: Path, question: str, **arguments: Any) -> Iterator[Any]:
-    """Ask for a stream, which ends when the agent ends it, or goes away. Raises: AgentUnreachable."""
+    """Open a stream, which ends when the agent ends it, or goes away. Raises: as ``ask``, here and where it is read."""
     path = state_dir / SOCKET
     try:
         client = _connect(path, question, arguments)
     except OSError as error:
-        message = f"no agent answers at {path}: {error}"
-        raise AgentUnreachable(message) from error
+        raise _unanswered(path, error) from error
+    parts = _read_stream(client, path)
+    next(parts, None)
+    return parts
+
+
+def _read_stream(client: socket.socket, path: Path) -> Iterator[Any]:
     with contextlib.closing(client), client.makefile("rb") as stream:
-        client.settimeout(None)
         while True:
             try:
                 line = stream.readline()
@@ -131,6 +137,14 @@ def ask_stream(state_dir: Path, question: str, **arguments: Any) -> Iterator[Any
             if reply is None:
                 return
             yield _read(reply)
+            client.settimeout(None)  # that it is open is said at once; what comes, when it comes
+
+
+def _unanswered(path: Path, error: Exception) -> EbproxyError:
+    """Say that nobody answers, or not to who asks, and what to do."""
+    if isinstance(error, PermissionError):
+        return EbproxyError(f"{path} may not be asked: {error.strerror}; run as root")
+    return AgentUnreachable(f"no agent answers at {path}: {error}; {_WITHOUT_AGENT}")
 
 
 def _connect(path: Path, question: str, arguments: dict[str, Any]) -> socket.socket:

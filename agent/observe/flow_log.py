@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -50,9 +50,19 @@ class FlowFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FlowLog:
     """Takes in what the reader of events has, and gives it to whoever asks."""
 
-    def __init__(self, namer: FlowNamer, limit: int = HISTORY, heartbeat_s: float = 1.0) -> None:
-        """``heartbeat_s``: how long a reader waits before it is given a chance to leave."""
+    def __init__(
+        self,
+        namer: FlowNamer,
+        limit: int = HISTORY,
+        heartbeat_s: float = 1.0,
+        has_begun: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """``heartbeat_s``: how long a reader waits before it is given a chance to leave.
+
+        ``has_begun``: tells whether events are read yet.
+        """
         self._namer = namer
+        self._has_begun = has_begun
         self._heartbeat_s = heartbeat_s
         self._entries: deque[Flow | Lost] = deque(maxlen=limit)
         self._end = 0
@@ -86,9 +96,12 @@ class FlowLog:
     ) -> Iterator[dict[str, Any] | None]:
         """Give documents: ``{"flow": ...}``, and ``{"lost": n}`` for what nobody can give.
 
+        In front of them stands ``{"has_begun": false}`` where no event is read yet.
         With ``follow`` it goes on with what comes, and gives None where nothing does for a while. Without ``history``
         it begins with what comes.
         """
+        if not self._has_begun():
+            yield {"has_begun": False}
         with self._changed:
             place = self._end - len(self._entries) if history else self._end
         while True:

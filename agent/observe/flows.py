@@ -16,10 +16,11 @@ import msgspec
 
 from agent.core.abi import FLOW_EVENT, TUPLE, Direction, Reason
 from agent.core.addresses import format_address
-from agent.core.policy import RuleName
+from agent.core.enforced import rules_of, stage_of
+from agent.core.policy import KIND_NAMES, RuleName
 from agent.core.policy_model import PolicyModel
 from agent.core.policy_planner import PolicyPlanner
-from agent.core.records import ObjectKey, Protocol
+from agent.core.records import Kind, ObjectKey, Protocol
 from agent.core.selectors import IdentityName
 from agent.observe.policy_text import identity_document, isolated_text, rule_text
 
@@ -94,6 +95,8 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
     reason: Reason
     rule_number: int = 0
     rule: RuleName | None = None
+    rule_name: str = ""
+    """What the rule is called in its policy; empty where it has no name of its own."""
     isolated_by: tuple[ObjectKey, ...] = ()
     device: str = ""
 
@@ -108,7 +111,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
         if self.reason is not Reason.POLICY:
             return _WHY[self.reason]
         if self.rule is not None:
-            return rule_text(self.rule)
+            return rule_text(self.rule, self.rule_name)
         if self.rule_number:
             return "a rule that is no more"
         return "no policy is against it" if self.is_allowed else isolated_text(self.isolated_by)
@@ -141,6 +144,15 @@ class PolicyNames:
         """Name a rule."""
         return self._planner().rule_name(number) if number else None
 
+    def own_name(self, rule: RuleName | None) -> str:
+        """Look up what a rule is called in its policy; empty where that has no name for it."""
+        # A NetworkPolicy's rules have none.
+        record = self._model.policies.get((Kind.CLUSTER_NETWORK_POLICY, rule.policy)) if rule else None
+        if rule is None or record is None or KIND_NAMES[stage_of(record)] != rule.kind:
+            return ""
+        rules = rules_of(record, rule.direction) or ()
+        return rules[rule.index].name if rule.index < len(rules) else ""
+
     def isolating(self, subject: int, direction: Direction) -> tuple[ObjectKey, ...]:
         """Name the NetworkPolicies that isolate a subject."""
         return self._planner().isolating(subject, direction)
@@ -163,6 +175,7 @@ class FlowNamer:
         """Name both ends and what decided."""
         subject_sent = self._subject_sent(event)
         numbers = (event.subject, event.peer) if subject_sent else (event.peer, event.subject)
+        rule = self._names.rule(event.rule)
         is_denied = not event.is_allowed and event.reason is Reason.POLICY and not event.rule
         return Flow(
             time_ns=self._clock() - self._monotonic() + event.time_ns,
@@ -174,7 +187,8 @@ class FlowNamer:
             is_allowed=event.is_allowed,
             reason=event.reason,
             rule_number=event.rule,
-            rule=self._names.rule(event.rule),
+            rule=rule,
+            rule_name=self._names.own_name(rule),
             isolated_by=self._names.isolating(event.subject, event.direction) if is_denied else (),
             device=_device(event.device) if event.reason in (Reason.SPOOFED, Reason.HELD, Reason.UNREADABLE) else "",
         )
@@ -214,7 +228,13 @@ def flow_document(flow: Flow) -> dict[str, Any]:
         "reason": flow.reason.name.lower(),
         "why": flow.why,
         "policy": rule
-        and {"kind": rule.kind, "namespace": rule.policy.namespace, "name": rule.policy.name, "rule": rule.index},
+        and {
+            "kind": rule.kind,
+            "namespace": rule.policy.namespace,
+            "name": rule.policy.name,
+            "rule": rule.index,
+            "rule_name": flow.rule_name,
+        },
         "isolated_by": [str(policy) for policy in flow.isolated_by],
         "device": flow.device,
     }

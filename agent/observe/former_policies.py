@@ -88,6 +88,8 @@ def read_policies(state_dir: Path) -> list[_Policy]:
 
 
 def remove_policies(state_dir: Path) -> None:
-    """Remove the file, if it is there."""
+    """Remove the file, if it is there; that what it says is no longer enforced deserves a warning."""
+    if count := len(read_policies(state_dir)):
+        log.warning("networkPolicy is off: policies that a former agent enforced and this one does not: %d", count)
     with contextlib.suppress(FileNotFoundError):
         (state_dir / FILE).unlink()

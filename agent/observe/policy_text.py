@@ -90,9 +90,10 @@ def _ports(ports: PortRange) -> str:
     return f"{ports.protocol.name}/{ports.first}{last}"
 
 
-def rule_text(rule: RuleName) -> str:
-    """Name a rule: NetworkPolicy shop/web, ingress rule 0."""
-    return f"{rule.kind} {rule.policy}, {rule.direction.name.lower()} rule {rule.index}"
+def rule_text(rule: RuleName, own_name: str = "") -> str:
+    """Name a rule: NetworkPolicy shop/web, ingress rule 0; with the name it has itself: egress rule 2 "no-mail"."""
+    own = f' "{own_name}"' if own_name else ""
+    return f"{rule.kind} {rule.policy}, {rule.direction.name.lower()} rule {rule.index}{own}"
 
 
 def isolated_text(policies: Sequence[ObjectKey]) -> str:

@@ -187,7 +187,8 @@ class ManifestSource:
         except FileNotFoundError:  # gone since it was found: the next look will say so
             return before
         except (OSError, ValueError) as error:
-            faults = (f"{error}; what it said before stays",)
+            stands = "what it said before stays" if before.was_read else "what is programmed of it stays"
+            faults = (f"{error}; {stands}",)
             return _File(signature, before.objects, faults, before.was_read, before.kept)
         return self._decode(signature, contents, before, is_overdue=is_being_written)
 

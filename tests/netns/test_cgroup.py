@@ -141,9 +141,11 @@ def test_an_override_that_does_not_hold_us_is_warned_of(tree):
     assert "is not below" in found.warning
 
 
-@pytest.mark.parametrize("path", ["/proc", "/nowhere"])
-def test_an_override_that_is_no_cgroup2_is_refused(path):
-    with pytest.raises(ConfigError, match=f"cgroupRoot: {path} is not on a cgroup v2 file system"):
+@pytest.mark.parametrize(
+    ("path", "fault"), [("/proc", "is not on a cgroup v2 file system"), ("/nowhere", "does not exist")]
+)
+def test_an_override_that_is_no_cgroup2_is_refused(path, fault):
+    with pytest.raises(ConfigError, match=f"cgroupRoot: {path} {fault}"):
         find_cgroup_root(Path(path))
 
 

@@ -97,7 +97,7 @@ def test_what_passes_names_the_rule(told: Scene, protocol: str) -> None:
         return [it for it in passed if (it["protocol"], it["direction"]) == (protocol.upper(), "ingress")]
 
     flow = until(found, "the connection is told")[-1]
-    assert flow["policy"] == {"kind": "NetworkPolicy", "namespace": "shop", "name": "web", "rule": 0}
+    assert flow["policy"] == {"kind": "NetworkPolicy", "namespace": "shop", "name": "web", "rule": 0, "rule_name": ""}
     assert flow["why"] == "NetworkPolicy shop/web, ingress rule 0"
 
 

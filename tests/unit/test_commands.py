@@ -52,6 +52,14 @@ def _sigpipe() -> Iterator[None]:
         pytest.param(["status", "--nosuch"], "ebproxy status: error: unrecognized", id="another command's"),
         pytest.param(["service"], "required: list|show", id="service without a verb"),
         pytest.param(["ct"], "required: list", id="ct without a verb"),
+        pytest.param(["policy"], "required: list|show", id="policy without a verb"),
+        pytest.param(["identity"], "required: list", id="identity without a verb"),
+        pytest.param(["endpoint"], "required: list", id="endpoint without a verb"),
+        pytest.param(
+            ["flows", "--since", "-5m"],
+            "argument --since: expected one argument, none that begins with '-'; from then on: so long ago (d, h, m",
+            id="a value like a flag",
+        ),
         pytest.param(["ct", "drop"], "choose from 'list'", id="no such verb"),
         pytest.param(["status", "--wait", "soon"], "'soon' is not a number of seconds", id="no number"),
         pytest.param(["status", "--wait", "-1"], "'-1' is not a number of seconds", id="less than nothing"),
@@ -135,6 +143,20 @@ WRONG = {"unread": 1, "not_understood": 2, "unplaced_pods": 1, "degraded": [{"po
 def test_the_status_says_how_policy_stands(
     policy: dict[str, Any] | None, rows: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    found = shown(tmp_path, {} if policy is None else {"policy": policy}, capsys)
+
+    assert {name: found.get(name) for name in rows} == rows
+
+
+def test_the_status_names_the_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = shown(tmp_path, {"source": {"kind": "manifests", "faults": ["/m/a.yaml: line 1"]}}, capsys)
+
+    assert (found["state"], found["fault"]) == ("programmed, but 1 cannot be read", "/m/a.yaml: line 1")
+    assert found["remedy"].startswith("mend the file or remove it")
+
+
+def shown(state_dir: Path, told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Read what the status is shown as, row by row."""
     told = {
         **dict.fromkeys(("node", "version", "services", "service_ports", "backends", "socket_lb", "cgroup", "layout")),
         "is_settled": True,
@@ -144,18 +166,16 @@ def test_the_status_says_how_policy_stands(
         "degraded": [],
         "source": {},
         "maps": {},
-        **({} if policy is None else {"policy": policy}),
+        **told,
     }
-    server = ControlServer(tmp_path, {"status": lambda: told})
+    server = ControlServer(state_dir, {"status": lambda: told})
     server.start()
     try:
-        status.run(argparse.Namespace(state_dir=tmp_path, wait=0, output="table"))
+        assert status.run(argparse.Namespace(state_dir=state_dir, wait=0, output="table")) == 0
     finally:
         server.stop()
-
     lines = [re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    found = {line[0]: line[-1].strip() for line in lines}
-    assert {name: found.get(name) for name in rows} == rows
+    return {line[0]: line[-1].strip() for line in lines}
 
 
 def test_status_waits_for_an_agent_that_is_not_there_yet(tmp_path: Path) -> None:

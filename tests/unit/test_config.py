@@ -322,6 +322,9 @@ def test_the_nodes_cpus_count_not_those_that_the_agent_may_use(monkeypatch):
     assert load(None, {}, {}, "h").map_sizes.peer_origins == 16 * PER_CPU["mapSizes.peerOrigins"]
 
 
+QUOTE = " (YAML reads on, off, yes and no as booleans: quote the word)"
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
@@ -332,7 +335,9 @@ def test_the_nodes_cpus_count_not_those_that_the_agent_may_use(monkeypatch):
         ("mapSizes: {frontends: 0}", "mapSizes.frontends: is 0; accepted: a whole number from 1 to 16777216"),
         ("mapSizes: {socketOrigins: 30000}", "mapSizes.socketOrigins: is 30000; accepted: a power of two, like 32768"),
         ("socketLB: some", "socketLB: is 'some'; accepted: all, host, off"),
-        ("networkPolicy: true", "networkPolicy: is True; accepted: off, standard, strict"),
+        ("networkPolicy: on", f"networkPolicy: is True{QUOTE}; accepted: off, standard, strict"),
+        ("policyAnswer: no", f"policyAnswer: is False{QUOTE}; accepted: drop, reject"),
+        ("networkPolicy: 1", "networkPolicy: is 1; accepted: off, standard, strict"),
         ("policyOverflow: some", "policyOverflow: is 'some'; accepted: closed, open"),
         ("policyAnswer: some", "policyAnswer: is 'some'; accepted: drop, reject"),
         ("antiSpoofing: 1", "antiSpoofing: is a number; accepted: true or false"),

@@ -126,7 +126,15 @@ def test_a_question_that_has_no_answer_is_told_why(talkative: Path, question: st
     with pytest.raises(AgentUnreachable, match=said):
         ask(talkative, question, **given)
     with pytest.raises(AgentUnreachable, match=said):
-        list(ask_stream(talkative, question, **given))
+        ask_stream(talkative, question, **given)
+
+
+def test_a_stream_is_open_before_anything_comes(talkative: Path) -> None:
+    others = set(threading.enumerate())
+    ask_stream(talkative, "count", until=0, follow=True).close()
+
+    until_threads_end(others)
+    assert set(threading.enumerate()) <= others
 
 
 def test_a_stream_is_read_part_by_part(talkative: Path) -> None:
@@ -149,16 +157,16 @@ def test_a_stream_that_breaks_off_says_so(tmp_path: Path, rest: bytes) -> None:
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(tmp_path / SOCKET))
         listener.listen()
-        stream = ask_stream(tmp_path, "count")
 
         def serve() -> None:
             served, _ = listener.accept()
             with served, served.makefile("rb") as asked:
                 asked.readline()  # what is closed unread resets the connection
-                served.sendall(b'{"answer": 1}\n' + rest)
+                served.sendall(b'{"answer": null}\n{"answer": 1}\n' + rest)
 
         thread = threading.Thread(target=serve)
         thread.start()
+        stream = ask_stream(tmp_path, "count")
         assert next(stream) == 1
         with pytest.raises(AgentUnreachable, match="broke off"):
             next(stream)
@@ -167,7 +175,17 @@ def test_a_stream_that_breaks_off_says_so(tmp_path: Path, rest: bytes) -> None:
 
 def test_a_stream_of_nobody_says_so(tmp_path: Path) -> None:
     with pytest.raises(AgentUnreachable, match="no agent answers"):
-        next(ask_stream(tmp_path, "count"))
+        ask_stream(tmp_path, "count")
+
+
+def test_a_stream_is_not_for_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+    with pytest.raises(EbproxyError, match="Permission denied; run as root"):
+        ask_stream(tmp_path, "count")
 
 
 def until_threads_end(others: set[threading.Thread]) -> None:

@@ -107,10 +107,14 @@ def test_what_is_no_policy_is_left_out(tmp_path, kind):
     assert read_policies(tmp_path) == []
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_it_is_removed(tmp_path, exists):
-    if exists:
-        PolicyFile(tmp_path).write(NAMED, NAMED)
-    remove_policies(tmp_path)
+@pytest.mark.parametrize("policies", [NAMED, {}, None], ids=["with policies", "without any", "it is not there"])
+def test_it_is_removed_and_what_is_no_longer_enforced_is_told_once(tmp_path, policies, caplog):
+    if policies is not None:
+        PolicyFile(tmp_path).write(policies, policies)
+    for _ in range(2):
+        remove_policies(tmp_path)
 
     assert not list(tmp_path.iterdir())
+    told = [f"networkPolicy is off: policies that a former agent enforced and this one does not: {len(POLICIES)}"]
+    assert caplog.messages == (told if policies else [])
+    assert {record.levelname for record in caplog.records} <= {"WARNING"}

@@ -387,6 +387,12 @@ class TestHalfWritten:
         path.write_text("[]")
         assert watched.error() == f"{path}: document 1 is not a mapping; what it said before stays"
 
+    def test_of_what_never_could_be_read_only_what_is_programmed_stays(self, watched):
+        watched.write("a.yaml", "{ half")
+        watched.start()
+
+        assert watched.error().endswith("what is programmed of it stays")
+
     def test_the_directory_vanishes_and_returns(self, watched):
         watched.write("a.yaml", service("a"), service("b"))
         watched.start()

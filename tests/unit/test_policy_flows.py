@@ -5,20 +5,37 @@ from __future__ import annotations
 import itertools
 import threading
 
+import msgspec
 import pytest
 
 from agent.core.abi import FLOW_EVENT, PEER_WORLD, TUPLE, Direction, Reason
 from agent.core.addresses import parse_address
-from agent.core.policy import RuleName
-from agent.core.records import Kind, Protocol
+from agent.core.events import Upsert
+from agent.core.policy import ADMIN, KIND_NAMES, RuleName
+from agent.core.policy_records import Tier
+from agent.core.records import Kind, ObjectKey, Protocol
 from agent.observe.flow_log import FlowFilter, FlowLog
 from agent.observe.flows import FlowEvent, FlowNamer, PolicyNames, flow_document, time_text
 from tests.builders import key
-from tests.policy_builders import PolicyNode, cidr, namespace, network_policy, pod, pods, rule, selector, tcp
+from tests.policy_builders import (
+    PolicyNode,
+    cidr,
+    cluster_policy,
+    deny,
+    namespace,
+    network_policy,
+    pod,
+    pods,
+    rule,
+    selector,
+    tcp,
+)
 
 WEB, SHOPPER, REMOTE, STRANGER, BLOCKED = "10.1.0.1", "10.1.0.2", "10.1.1.1", "203.0.113.5", "192.0.2.77"
 BOOT_NS, NOW_NS = 1_000, 1_700_000_000_000_000_000
 EGRESS, INGRESS = Direction.EGRESS, Direction.INGRESS
+NO_MAIL = msgspec.structs.replace(deny(ports=[tcp(25)]), name="no-mail")
+GUARD = KIND_NAMES[ADMIN], ObjectKey("", "guard"), EGRESS
 
 
 @pytest.fixture
@@ -31,6 +48,7 @@ def node() -> PolicyNode:
         network_policy("shop/deny", ingress=[], egress=[]),
         network_policy("shop/web", selector(app="web"), ingress=[rule(pods(app="shopper"), ports=[tcp(80)])]),
         network_policy("shop/out", selector(app="shopper"), egress=[rule(cidr("192.0.2.0/24"))]),
+        cluster_policy("guard", egress=[NO_MAIL, deny(ports=[tcp(26)])]),
     )
 
 
@@ -155,8 +173,36 @@ def test_an_allowance_names_the_rule(node: PolicyNode, namer: FlowNamer) -> None
     )
 
     assert (said["verdict"], said["why"]) == ("forwarded", "NetworkPolicy shop/web, ingress rule 0")
-    assert said["policy"] == {"kind": "NetworkPolicy", "namespace": "shop", "name": "web", "rule": 0}
+    assert said["policy"] == {"kind": "NetworkPolicy", "namespace": "shop", "name": "web", "rule": 0, "rule_name": ""}
     assert [said[end]["identity"] for end in ("destination", "source")] == list(who)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "why"),
+    [(0, "no-mail", 'egress rule 0 "no-mail"'), (1, "", "egress rule 1")],
+    ids=["has a name", "has none"],
+)
+def test_a_rule_is_told_by_its_own_name_too(node: PolicyNode, namer: FlowNamer, rule: int, name: str, why: str) -> None:
+    number = rule_number(node, RuleName(*GUARD, rule))
+
+    said = flow_document(namer.name(FlowEvent.unpack(raw(WEB, REMOTE, rule=number))))
+
+    assert said["why"] == f"ClusterNetworkPolicy guard, {why}"
+    policy = {"kind": "ClusterNetworkPolicy", "namespace": "", "name": "guard"}
+    assert said["policy"] == {**policy, "rule": rule, "rule_name": name}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [cluster_policy("guard"), cluster_policy("guard", tier=Tier.BASELINE, egress=[NO_MAIL])],
+    ids=["fewer rules", "another tier"],
+)
+def test_a_rule_that_changed_meanwhile_has_no_name(node: PolicyNode, namer: FlowNamer, changed) -> None:
+    """The model is ahead of what is planned."""
+    number = rule_number(node, RuleName(*GUARD, 0))
+    node.model.apply(Upsert(changed))
+
+    assert namer.name(FlowEvent.unpack(raw(WEB, REMOTE, rule=number))).rule_name == ""
 
 
 @pytest.mark.parametrize(

@@ -368,13 +368,25 @@ def test_times_are_read(text: str) -> None:
     assert since_ns(text, 0) == NOW_NS
 
 
-@pytest.mark.parametrize("text", ["", "m", "5", "5 m", "-5m", "2023-11-14", "2023-11-14T22:13:20", "now", "5x"])
+def test_a_date_is_its_midnight_in_utc() -> None:
+    assert since_ns("2023-11-14", 0) == since_ns("2023-11-14T00:00:00Z", 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "m", "5", "5 m", "-5m", "2023-13-14", "20231114", "2023-11-14T22:13:20", "2023-11-14 22:13:20Z", "now", "5x"],
+)
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--since"):
         since_ns(text, NOW_NS)
 
 
-def test_a_line_has_pods_by_name_and_others_by_block() -> None:
+@pytest.mark.parametrize(
+    ("reason", "device", "why"),
+    [("policy", "", "because"), ("untracked", "", "untracked: because"), ("held", "veth1", "held: because (veth1)")],
+    ids=["policy", "another reason", "of a device"],
+)
+def test_a_line_has_pods_by_name_and_others_by_block(reason: str, device: str, why: str) -> None:
     nobody = {"namespace": "", "pod": "", "labels": None}
     flow = {
         "time": "t",
@@ -383,13 +395,12 @@ def test_a_line_has_pods_by_name_and_others_by_block() -> None:
         "protocol": "ICMP",
         "source": {**nobody, "address": "10.1.0.1", "port": 0, "namespace": "shop", "pod": "web"},
         "destination": {**nobody, "address": "fd00::9", "port": 80, "labels": {"block": "fd00::/8"}},
+        "reason": reason,
         "why": "because",
-        "device": "veth1",
+        "device": device,
     }
 
-    assert row(flow) == (
-        *("t", "dropped", "egress", "ICMP", "shop/web 10.1.0.1", "[fd00::9]:80 (in fd00::/8)", "because (veth1)"),
-    )
+    assert row(flow) == (*("t", "dropped", "egress", "ICMP", "shop/web 10.1.0.1", "[fd00::9]:80 (in fd00::/8)", why),)
 
 
 def test_a_policy_of_the_cluster_has_no_namespace() -> None:

@@ -9,6 +9,7 @@ from agent.core.events import Delete, ListEnded, ListStarted, Upsert
 from agent.core.records import Kind, NodeRecord, ObjectKey
 from agent.observe.health import Health
 from agent.servers import read_vitals
+from agent.status import is_as_desired
 from tests.builders import service
 from tests.property.simulation import Clock, SimulatedAgent
 from tests.property.strategies import NODE_NAME
@@ -93,3 +94,15 @@ def test_the_node_counts_for_load_balancers_alone(starting, events, healthz):
         starting.model.apply(event)
 
     assert codes(starting) == (healthz, 200)
+
+
+@pytest.mark.parametrize("is_complete", [True, False], ids=["all of it", "but for a file"])
+def test_what_cannot_be_read_keeps_nothing_waiting(starting, is_complete):
+    """Neither a rollout nor who waits for the status could wait for it to be mended."""
+    for kind in Kind:
+        submit(starting, ListStarted(kind), ListEnded(kind, is_complete=is_complete))
+    assert not is_as_desired(starting.reconciler)
+    turn(starting)
+
+    assert starting.reconciler.is_settled.is_set()
+    assert is_as_desired(starting.reconciler)

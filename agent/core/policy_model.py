@@ -29,7 +29,7 @@ _OTHERS = {Kind.POD, Kind.NAMESPACE}
 _SHARED_LIMIT = 1_024
 
 
-class InForce(StrEnum):
+class Standing(StrEnum):
     """What of a policy there is to be in force."""
 
     WHOLE = "whole"
@@ -107,14 +107,14 @@ class PolicyModel:
         """List the policies that cannot be read, or not all of them."""
         return {name: fault for name, fault in self.malformed.items() if name[0] not in _OTHERS}
 
-    def in_force(self, name: PolicyName) -> InForce:
+    def in_force(self, name: PolicyName) -> Standing:
         """Tell what of a policy that there is is in force."""
         record = self.policies.get(name)
         if record is None:
-            return InForce.NONE
+            return Standing.NONE
         if name not in self.malformed:
-            return InForce.WHOLE
-        return InForce.PART if record.is_partial else InForce.FORMER
+            return Standing.WHOLE
+        return Standing.PART if record.is_partial else Standing.FORMER
 
     def pod(self, key: ObjectKey) -> PodRecord | None:
         """Look up a pod."""

@@ -13,7 +13,7 @@ from agent.core.addresses import format_address
 from agent.core.enforced import Policy, rules_of, stage_of, subject_of
 from agent.core.events import Malformed
 from agent.core.policy import KIND_NAMES, NETWORK, RuleName
-from agent.core.policy_model import InForce, PolicyModel, PolicyName
+from agent.core.policy_model import PolicyModel, PolicyName, Standing
 from agent.core.policy_planner import PolicyPlanner
 from agent.core.policy_records import ClusterPolicyRecord, NetworkPolicyRecord, TierRule
 from agent.core.records import Fault, ObjectKey
@@ -194,7 +194,7 @@ def _unread(name: PolicyName, fault: Malformed) -> dict[str, Any]:
         "pods": [],
         "rules": [],
         "fault": _fault(fault),
-        "in_force": InForce.NONE.value,
+        "in_force": Standing.NONE.value,
         "not_understood": [],
         "not_enforced": [],
     }

@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         """Refuse a command line; where a value was taken for a flag, say how values of it are written."""
         for action in self._actions if message.endswith(": expected one argument") else ():
             if message.startswith(f"argument {'/'.join(action.option_strings)}:"):
-                message += f", none that begins with '-'; {action.help}"
+                message += f", none that begins with '-'{f'; {action.help}' if action.help else ''}"
         super().error(message)
 
     def refuse(self, unknown: list[str]) -> NoReturn:

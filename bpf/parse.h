@@ -123,7 +123,7 @@ static __always_inline u32 parse_ipv4(const struct ipv4_header *header, u32 l3, 
 	u32 size = (header->version_ihl & 0x0f) * 4;
 	u16 fragment = bpf_ntohs(header->fragment);
 
-	if (unlikely(header->version_ihl >> 4 != 4 || size < sizeof(*header)))
+	if (header->version_ihl >> 4 != 4 || size < sizeof(*header))
 		return 0;
 	if (unlikely(fragment & IPV4_FRAGMENT_OFFSET))
 		packet->kind = PACKET_LATER_FRAGMENT;
@@ -305,9 +305,9 @@ static __always_inline bool parse_ports(struct __sk_buff *skb, struct packet *pa
 	const struct transport *there;
 	u32 l4 = packet->l4;
 
-	if (likely(l4 <= PARSE_REACH)) {
+	if (l4 <= PARSE_REACH) {
 		there = (void *)(long)skb->data + l4;
-		if (likely((void *)(there + 1) <= (void *)(long)skb->data_end)) {
+		if ((void *)(there + 1) <= (void *)(long)skb->data_end) {
 			parse_transport(there, packet);
 			return true;
 		}
@@ -382,7 +382,7 @@ static __always_inline bool parse_is_whole(struct __sk_buff *skb, struct packet 
 
 	if (packet->kind != PACKET_LATER_FRAGMENT)
 		least += parse_least(packet);
-	if (unlikely(packet->end == ETH_SIZE) && skb->gso_size)
+	if (packet->end == ETH_SIZE && skb->gso_size)
 		packet->end = size;
 	return packet->end <= size && packet->end >= least;
 }
@@ -398,7 +398,7 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 
 	/* LLVM 14 else reads it later, through a computed context pointer, which the verifier refuses. */
 	asm volatile("" : "+r"(ifindex));
-	if (unlikely(skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return parse_foreign(packet, ifindex);
 	/* What is read below need not be cleared, nor what only an ICMP error has. */
 	packet->ifindex = ifindex;
@@ -421,12 +421,12 @@ static __always_inline bool parse_packet(struct __sk_buff *skb, struct packet *p
 	packet->l3_size = packet->l4 - ETH_SIZE;
 	if (unlikely(!parse_is_whole(skb, packet)))
 		return parse_ends(packet, PARSE_UNREADABLE);
-	if (unlikely(packet->tuple.protocol == (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP)))
+	if (packet->tuple.protocol == (packet->is_ipv6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return parse_icmp(skb, packet);
-	if (unlikely(!parse_has_ports(packet->tuple.protocol)))
+	if (!parse_has_ports(packet->tuple.protocol))
 		return parse_ends(packet, parse_is_extension(packet->tuple.protocol) ? PARSE_UNREADABLE
 										     : PARSE_OTHER);
-	return unlikely(packet->kind == PACKET_LATER_FRAGMENT) || parse_ports(skb, packet);
+	return packet->kind == PACKET_LATER_FRAGMENT || parse_ports(skb, packet);
 }
 
 #endif

@@ -175,16 +175,16 @@ static __always_inline bool policy_passes(struct work *work, bool leaves)
 	struct tuple key;
 	bool turned, began;
 
-	if (unlikely(!policy_is_common(packet) || !state))
+	if (!policy_is_common(packet) || !state)
 		return false;
 	turned = policy_key_of(&packet->tuple, &key);
 	found = connections.lookup(&key);
-	if (unlikely(!found || found->seen != now || *policy_plain(found, turned, leaves) != packet->ifindex))
+	if (!found || found->seen != now || *policy_plain(found, turned, leaves) != packet->ifindex)
 		return false;
 	began = !(found->flags & CONNECTION_TURNED) == !turned;
 	generation =
 		began == leaves ? found->generation[DIRECTION_EGRESS] : found->generation[DIRECTION_INGRESS];
-	if (unlikely(generation != state->generation || (leaves && policy_may_be_served(packet))))
+	if (generation != state->generation || (leaves && policy_may_be_served(packet)))
 		return false;
 	policy_note(found, packet, began, now);
 	return true;

@@ -610,7 +610,7 @@ static __always_inline int enter(struct __sk_buff *skb, struct work *work, bool 
 	packet->tuple.protocol = 0;
 	work->is_plain = 0;
 	work->has_back = 1;
-	if (likely(parse_packet(skb, packet)) && likely(policy_passes(work, leaves)))
+	if (parse_packet(skb, packet) && policy_passes(work, leaves))
 		return TC_ACT_UNSPEC;
 	if (unlikely(packet->reading == PARSE_FOREIGN || policy_is_discovery(skb, packet)))
 		return policy_admit_link(skb, work, leaves) ? TC_ACT_UNSPEC : TC_ACT_SHOT;

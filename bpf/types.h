@@ -7,7 +7,6 @@
 #define __EBPROXY_TYPES_H
 
 /* Of what few packets are: the others need not jump. */
-#define likely(x)   __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
 /* Either family, in network byte order; IPv4 is held as ::ffff:a.b.c.d. */

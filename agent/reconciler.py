@@ -259,10 +259,12 @@ class Reconciler:
         is_programmed = self._turn_services()
         if self.policy is not None:
             self.policy.turn()
-        if is_programmed and not self.dataplane.is_active and self._may_activate():
-            self._activate()
-        if is_programmed and self.dataplane.is_active and not (self.policy and self.policy.is_behind):
-            self._settle()
+        if is_programmed and not self.dataplane.is_active:
+            is_programmed = self._may_activate() and self._activate()
+        if is_programmed:
+            self._retry_s = _RETRY_FLOOR_S
+            if not (self.policy and self.policy.is_behind):
+                self._settle()
 
     def _turn_services(self) -> bool:
         """Bring Services up to date, as far as that can be done now; returns whether they are."""
@@ -278,7 +280,6 @@ class Reconciler:
         except (DataplaneError, LoaderError, OSError) as error:
             self._recover(error)
             return False
-        self._retry_s = _RETRY_FLOOR_S
         if self._has_news:
             self._has_news = False
             self._on_synced()
@@ -350,8 +351,11 @@ class Reconciler:
         log.warning("policy is not complete after %.0f s; Services go on without what was in force", _AWAIT_POLICY_S)
         return True
 
-    def _activate(self) -> None:
-        """Turn the hooks to this layout, now that it is filled: what was judged until now was by the former."""
+    def _activate(self) -> bool:
+        """Turn the hooks to this layout, now that it is filled: what was judged until now was by the former.
+
+        Returns whether that is done.
+        """
         try:
             if self.policy is not None:
                 self.policy.maps.unsettle()
@@ -360,8 +364,9 @@ class Reconciler:
                 self.policy.maps.settle()
         except (DataplaneError, LoaderError, OSError) as error:
             self._recover(error)
-            return
+            return False
         log.info("socket hooks turned: %d changed, layout %s", changed, self.dataplane.layout)
+        return True
 
     def _recover(self, error: Exception) -> None:
         """Read back what the kernel holds, plan everything anew, and try again a little later."""

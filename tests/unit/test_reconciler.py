@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -195,3 +196,24 @@ def test_in_the_end_services_go_on_without_it(agent, awaited, clock):
     turn(agent)
 
     assert agent.reconciler.dataplane.is_active
+
+
+def test_hooks_that_cannot_be_turned_are_tried_again_ever_later(agent, clock, monkeypatch):
+    """Services are synchronised meanwhile, which must not count as success."""
+
+    def fail() -> int:
+        attempts.append(clock.now)
+        raise OSError(16, "Device or resource busy")
+
+    attempts: list[float] = []
+    agent.reconciler.dataplane.is_active = False
+    monkeypatch.setattr(agent.reconciler.dataplane, "activate", fail)
+    submit(agent, "10.0.0.1")
+    turn(agent)
+    for _ in range(3):
+        clock.now += agent.reconciler._retry_at - clock.now
+        agent.reconciler._turn()
+
+    waits = [after - before for before, after in itertools.pairwise(attempts)]
+    assert waits == [0.5, 1.0, 2.0]
+    assert not agent.reconciler.is_settled.is_set()

@@ -64,12 +64,16 @@ def _common() -> _Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command, that of the process if none is given; returns the exit status."""
+    if argv is None:
+        argv = sys.argv[1:]
+        if argv[:1] != ["run"]:  # an agent outlives who reads from it; of a command, nobody is left to write to
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     output = StandardOutput(sys.stdout)
     try:
         with contextlib.redirect_stdout(cast("TextIO", output)):
             try:
-                return _run(sys.argv[1:] if argv is None else argv)
+                return _run(argv)
             finally:
                 output.flush()
     except ConfigError as error:
@@ -96,8 +100,6 @@ def _run(argv: list[str]) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parsers[args.command].refuse(unknown)
-    if args.command != "run":  # an agent outlives who reads from it; of a command, nobody is left to write to
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     status: int = args.module.run(args)
     return status
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -26,13 +25,11 @@ def answers() -> dict[str, Answer]:
 
 @pytest.fixture
 def command(tmp_path: Path, answers: Mapping[str, Answer]) -> Iterator[Command]:
-    """Run a command beside an agent; it lets a broken pipe end its process, which here is the tests' own."""
-    before = signal.getsignal(signal.SIGPIPE)
+    """Run a command beside an agent."""
     server = ControlServer(tmp_path, answers)
     server.start()
     yield lambda *arguments: main([*arguments, "--state-dir", str(tmp_path)])
     server.stop()
-    signal.signal(signal.SIGPIPE, before)
 
 
 def test_since_nothing_is_refused(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

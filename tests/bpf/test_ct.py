@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import time
 
 import pytest
@@ -20,14 +19,6 @@ from tests.flows import entry, pair
 TCP, UDP, SCTP = Protocol
 NAMES = "7\tshop/dns\tdns\tUDP\tIPv4\n8\tshop/web\thttp\tTCP\tIPv6\n"
 SIZES = MapSizes(frontends=64, segments=256, socket_origins=64, peer_origins=64, conntrack=1024)
-
-
-@pytest.fixture(autouse=True)
-def _sigpipe():
-    """A command lets a broken pipe end its process, which here is the tests' own."""
-    before = signal.getsignal(signal.SIGPIPE)
-    yield
-    signal.signal(signal.SIGPIPE, before)
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,6 @@ from agent.servers import open_servers
 
 SETTLED = {"is_settled": True}
 NOT_SETTLED = {"is_settled": False}
-
-
-@pytest.fixture(autouse=True)
-def _sigpipe() -> Iterator[None]:
-    """A command lets a broken pipe end its process, which here is the tests' own."""
-    before = signal.getsignal(signal.SIGPIPE)
-    yield
-    signal.signal(signal.SIGPIPE, before)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from agent.core.events import AddressesChanged, Delete, Event, Malformed, Upsert
 from agent.core.model import Model
 from agent.core.network import Network
 from agent.core.planner import Planner
-from agent.core.records import POLICY_KINDS, Kind, SliceRecord
+from agent.core.records import POLICIES, POLICY_KINDS, Kind, SliceRecord
 from agent.errors import DataplaneError, LoaderError
 from agent.kernel.conntrack import FlowSweep, Undecided
 from agent.kernel.dataplane import Dataplane
@@ -226,8 +226,8 @@ class Reconciler:
         event = received.event
         self.policy.take(event, received.at)
         if isinstance(event, Malformed):
-            is_policy = event.kind not in {Kind.POD, Kind.NAMESPACE}
-            in_force = self.policy.model.in_force((event.kind, event.key)) if is_policy else "former"
+            name = event.kind, event.key
+            in_force = self.policy.model.in_force(name) if event.kind in POLICIES else "former"
             self._tell_malformed(event, _STANDS[in_force])
         elif isinstance(event, Upsert) and event.left_out:
             # Of a policy the reason says what its rule comes to.

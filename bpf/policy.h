@@ -83,18 +83,26 @@ static __always_inline bool policy_is_same(const struct question *a, const struc
  * Answer a question, as it was answered before if the generation is the same. While that is odd the maps are being
  * written, and no answer is kept.
  */
-static __always_inline void policy_ask(struct work *work, const struct question *question)
+static __always_inline void policy_ask(struct work *work, const struct address *peer, u8 direction,
+				       __be16 port)
 {
 	struct flow_event *event = &work->event;
-	struct verdict *kept = policy_kept(question);
+	struct question question = {
+		.subject = event->subject,
+		.peer = *peer,
+		.direction = direction,
+		.protocol = event->tuple.protocol,
+		.port = port,
+	};
+	struct verdict *kept = policy_kept(&question);
 
 	if (unlikely(!kept || work->generation & 1)) {
-		policy_look_up(question, event);
+		policy_look_up(&question, event);
 		return;
 	}
-	if (unlikely(kept->generation != work->generation) || !policy_is_same(&kept->question, question)) {
-		policy_look_up(question, event);
-		kept->question = *question;
+	if (unlikely(kept->generation != work->generation) || !policy_is_same(&kept->question, &question)) {
+		policy_look_up(&question, event);
+		kept->question = question;
 		kept->generation = work->generation;
 		kept->peer = event->peer;
 		kept->rule = event->rule;
@@ -119,13 +127,6 @@ static __always_inline bool policy_judge(struct work *work, bool leaves, bool be
 	struct address *own = leaves ? &event->tuple.source : &event->tuple.destination;
 	u8 direction = began == leaves ? DIRECTION_EGRESS : DIRECTION_INGRESS;
 	u32 flags = work->subject.flags;
-	struct question question = {
-		.subject = event->subject,
-		.peer = *peer,
-		.direction = direction,
-		.protocol = event->tuple.protocol,
-		.port = began ? event->tuple.destination_port : event->tuple.source_port,
-	};
 
 	event->direction = direction;
 	event->reason = REASON_POLICY;
@@ -138,7 +139,8 @@ static __always_inline bool policy_judge(struct work *work, bool leaves, bool be
 		event->reason = REASON_OVERFLOW;
 		event->allowed = !(flags & SUBJECT_FAIL_CLOSED);
 	} else {
-		policy_ask(work, &question);
+		policy_ask(work, peer, direction,
+			   began ? event->tuple.destination_port : event->tuple.source_port);
 	}
 	if (event->allowed)
 		return true;

@@ -352,7 +352,7 @@ struct policy_key {
 	__be16 port; /* the destination's */
 };
 
-/* What is asked about a connection, and what policy has answered. Nothing pads it: it is compared word by word. */
+/* What is asked about a connection, and what policy has answered. Nothing pads it: it is hashed word by word. */
 struct question {
 	u32 subject;
 	struct address peer;

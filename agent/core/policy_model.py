@@ -21,11 +21,10 @@ from agent.core.policy_records import (
     PodRecord,
     PolicyRecord,
 )
-from agent.core.records import POLICY_KINDS, Fault, Kind, ObjectKey
+from agent.core.records import POLICIES, POLICY_KINDS, Fault, Kind, ObjectKey
 
 PolicyName = tuple[Kind, ObjectKey]
 NAME_LABEL = "kubernetes.io/metadata.name"
-_OTHERS = {Kind.POD, Kind.NAMESPACE}
 _SHARED_LIMIT = 1_024
 
 
@@ -105,7 +104,7 @@ class PolicyModel:
     @property
     def unread_policies(self) -> dict[PolicyName, Malformed]:
         """List the policies that cannot be read, or not all of them."""
-        return {name: fault for name, fault in self.malformed.items() if name[0] not in _OTHERS}
+        return {name: fault for name, fault in self.malformed.items() if name[0] in POLICIES}
 
     def in_force(self, name: PolicyName) -> Standing:
         """Tell what of a policy that there is is in force."""

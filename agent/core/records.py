@@ -29,7 +29,8 @@ class Kind(enum.StrEnum):
 
 SERVICE_KINDS = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE})
 """What the Service dataplane is made of."""
-POLICY_KINDS = frozenset({Kind.POD, Kind.NAMESPACE, Kind.NETWORK_POLICY, Kind.CLUSTER_NETWORK_POLICY})
+POLICIES = frozenset({Kind.NETWORK_POLICY, Kind.CLUSTER_NETWORK_POLICY})
+POLICY_KINDS = POLICIES | {Kind.POD, Kind.NAMESPACE}
 """What policy is made of; not watched where it is off."""
 
 

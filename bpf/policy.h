@@ -5,8 +5,8 @@
  *	pod -> [from pod: translation, policy] -> stack -> [to pod: policy, translation] -> pod
  *
  * so that policy always sees the true ends of a connection, client and backend. A connection is judged when it begins,
- * once for each end that is a subject: the one that began it by its egress, the other by its ingress. Its packets pass
- * either way for as long as the generation stays the same; then it is judged again.
+ * once for each end that is a subject: the one that began it by its egress, the other by its ingress, where both are pods
+ * of this node at the first one's device. Its packets pass either way for as long as the generation stays the same; then it is judged again.
  */
 #ifndef __EBPROXY_POLICY_H
 #define __EBPROXY_POLICY_H
@@ -83,10 +83,9 @@ static __always_inline bool policy_is_same(const struct question *a, const struc
  * Answer a question, as it was answered before if the generation is the same. While that is odd the maps are being
  * written, and no answer is kept.
  */
-static __always_inline void policy_ask(struct work *work, const struct address *peer, u8 direction,
-				       __be16 port)
+static __always_inline void policy_ask(const struct work *work, struct flow_event *event,
+				       const struct address *peer, u8 direction, __be16 port)
 {
-	struct flow_event *event = &work->event;
 	struct question question = {
 		.subject = event->subject,
 		.peer = *peer,
@@ -115,14 +114,15 @@ static __always_inline void policy_ask(struct work *work, const struct address *
 }
 
 /**
- * policy_judge - Take the verdict on a connection, for one of its ends.
+ * policy_judge - Take the verdict on a connection, for the one of its ends that is the subject in @work.
+ * @event: what is told of it
  * @leaves: whether the subject has sent the packet
  * @began: whether the packet's sender began the connection
  * Returns whether it is allowed; the event has the rest, the peer's identity only where it was asked about.
  */
-static __always_inline bool policy_judge(struct work *work, bool leaves, bool began)
+static __always_inline bool policy_judge(const struct work *work, struct flow_event *event, bool leaves,
+					 bool began)
 {
-	struct flow_event *event = &work->event;
 	struct address *peer = leaves ? &event->tuple.destination : &event->tuple.source;
 	struct address *own = leaves ? &event->tuple.source : &event->tuple.destination;
 	u8 direction = began == leaves ? DIRECTION_EGRESS : DIRECTION_INGRESS;
@@ -139,7 +139,7 @@ static __always_inline bool policy_judge(struct work *work, bool leaves, bool be
 		event->reason = REASON_OVERFLOW;
 		event->allowed = !(flags & SUBJECT_FAIL_CLOSED);
 	} else {
-		policy_ask(work, peer, direction,
+		policy_ask(work, event, peer, direction,
 			   began ? event->tuple.destination_port : event->tuple.source_port);
 	}
 	if (event->allowed)
@@ -160,7 +160,7 @@ struct policy_case {
 	bool began;       /* its sender began the connection */
 	bool either;      /* so may the other end have */
 	bool is_own;      /* key is that of the packet as it came, not as it is translated */
-	bool is_foreseen; /* where it left a pod of this node it was found that it is plain, and its answers are */
+	bool is_received; /* it leaves a pod for another of this node, which was judged for as well */
 };
 
 /*
@@ -190,9 +190,10 @@ static __always_inline void policy_sample(struct flow_event *event, u32 one_in, 
 /* Judge an ICMP error that is about no connection that is known. */
 static __always_inline bool policy_admit_error(struct __sk_buff *skb, struct work *work, bool leaves)
 {
-	policy_describe(work);
+	policy_describe(work, &work->event);
 	policy_read_error(skb, &work->packet, &work->event.tuple);
-	return policy_judge(work, leaves, true) || policy_drop(&work->event, work->event.reason);
+	return policy_judge(work, &work->event, leaves, true) ||
+	       policy_drop(&work->event, work->event.reason);
 }
 
 /* Forget a connection that has the ends a service's client asks for, not those it gets: packets would be taken for it. */
@@ -213,7 +214,7 @@ static __always_inline void policy_foresee(struct work *work, struct connection 
 {
 	bool is_placed = leaves || !ANTI_SPOOFING || work->subject.device == work->packet.ifindex;
 	/* What the node itself asks may be a service's a moment later, and is translated back at the pod's device then. */
-	bool is_nodes = !leaves && !known->is_foreseen && route_is_own(&work->packet.tuple.source);
+	bool is_nodes = !leaves && route_is_own(&work->packet.tuple.source);
 	u32 *plain = policy_plain(connection, !known->turned, !leaves);
 
 	*plain = 0;
@@ -240,7 +241,7 @@ static __always_inline void policy_learn(struct __sk_buff *skb, struct work *wor
 	    (!opens && (*plain == ifindex || *plain == POLICY_NOT_PLAIN)))
 		return;
 	if (!leaves)
-		work->is_plain = !skb->vlan_present && (known->is_foreseen || policy_is_plain(work));
+		work->is_plain = !skb->vlan_present && policy_is_plain(work);
 	else if (!opens && route_is_own(&work->packet.tuple.destination))
 		work->is_plain = 0; /* see policy_foresee() */
 	*plain = work->is_plain ? ifindex : POLICY_NOT_PLAIN;
@@ -248,7 +249,36 @@ static __always_inline void policy_learn(struct __sk_buff *skb, struct work *wor
 		policy_foresee(work, connection, known, leaves);
 }
 
-/* Enter a connection that was allowed, with one end's verdict. */
+/*
+ * Judge a packet that opens a stream for the pod of this node that it goes to, too, and write down that it passes at that
+ * one's device, if neither it nor its answers are translated. Where it may not enter, that device says so. Returns whether
+ * it may; then the event of that is the one that is received.
+ */
+static __always_inline bool policy_admit_receiver(struct work *work, struct connection *connection,
+						  const struct policy_case *known)
+{
+	const struct packet *packet = &work->packet;
+	struct flow_event *event = &work->received;
+	struct subject *receiver;
+
+	if (work->has_back)
+		return false;
+	receiver = subjects.lookup((struct address *)&packet->tuple.destination);
+	if (!receiver || !receiver->device || receiver->device == packet->ifindex)
+		return false;
+	work->subject = *receiver;
+	event->tuple = packet->tuple;
+	policy_describe(work, event);
+	event->device = receiver->device;
+	if (!policy_judge(work, event, false, true))
+		return false;
+	connection->generation[DIRECTION_INGRESS] = work->generation;
+	*policy_plain(connection, known->turned, false) = event->device;
+	*policy_plain(connection, !known->turned, true) = event->device;
+	return true;
+}
+
+/* Enter a connection that was allowed, with one end's verdict, or those of both. */
 static __always_inline bool policy_begin(struct __sk_buff *skb, struct work *work, struct policy_case *known,
 					 u32 now, bool leaves)
 {
@@ -262,6 +292,7 @@ static __always_inline bool policy_begin(struct __sk_buff *skb, struct work *wor
 	};
 
 	policy_learn(skb, work, &fresh, known, leaves);
+	known->is_received = leaves && policy_admit_receiver(work, &fresh, known);
 	return !connections.update(&known->key, &fresh);
 }
 
@@ -280,13 +311,8 @@ static __always_inline struct connection *policy_find(struct work *work, struct 
 	}
 	known->turned = policy_key_of(tuple, &known->key);
 	found = connections.lookup(&known->key);
-	known->is_foreseen = false;
-	if (leaves || (found && !policy_opens(&work->packet)))
-		return found;
-	known->is_foreseen = found && policy_is_foreseen(work, found, known->turned);
-	if (known->is_foreseen)
-		work->has_back = 0;
-	if (known->is_foreseen || !policy_see_through(work, tuple))
+	known->is_received = false;
+	if (leaves || (found && !policy_opens(&work->packet)) || !policy_see_through(work, tuple))
 		return found;
 	known->is_own = false;
 	known->turned = policy_key_of(tuple, &known->key);
@@ -336,8 +362,8 @@ static __always_inline bool policy_is_for_many(struct __sk_buff *skb)
 static __always_inline bool policy_admit_for_many(struct work *work)
 {
 	work->event.tuple = work->packet.tuple;
-	policy_describe(work);
-	return policy_judge(work, false, true) || policy_drop(&work->event, work->event.reason);
+	policy_describe(work, &work->event);
+	return policy_judge(work, &work->event, false, true) || policy_drop(&work->event, work->event.reason);
 }
 
 /**
@@ -378,10 +404,10 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 	/* What is about a connection that was allowed is judged as its packets are, once the generation has moved. */
 	if (unlikely(packet->kind == PACKET_ICMP_ERROR) && (!generation || !*generation))
 		return policy_admit_error(skb, work, leaves);
-	policy_describe(work);
-	if (unlikely(!policy_judge(work, leaves, known.began))) {
+	policy_describe(work, &work->event);
+	if (unlikely(!policy_judge(work, event, leaves, known.began))) {
 		known.began = !known.began;
-		if (!known.either || !policy_judge(work, leaves, known.began))
+		if (!known.either || !policy_judge(work, event, leaves, known.began))
 			return policy_drop(event, event->reason);
 	}
 	is_first = begins || !generation || !*generation;
@@ -397,6 +423,8 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 	}
 	if (is_first)
 		policy_sample(event, state->sample, leaves);
+	if (known.is_received)
+		policy_sample(&work->received, state->sample, false);
 	return true;
 }
 

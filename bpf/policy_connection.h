@@ -99,22 +99,6 @@ static __always_inline u32 *policy_plain(struct connection *connection, bool tur
 	return leaves ? &passage->from_pod : &passage->to_pod;
 }
 
-static __always_inline bool policy_is_device(u32 plain)
-{
-	return plain && plain != POLICY_NOT_PLAIN;
-}
-
-/*
- * Whether a packet that opens a connection to a pod was found to be plain where it left another pod of this node, and its
- * answers, too: then there is no flow for either, and no service.
- */
-static __always_inline bool policy_is_foreseen(struct work *work, struct connection *connection, bool turned)
-{
-	return connection->seen == conntrack_now(work) && !(connection->flags & FLOW_REPLIED) &&
-	       policy_is_device(*policy_plain(connection, turned, true)) &&
-	       policy_is_device(*policy_plain(connection, !turned, false));
-}
-
 /* What a connection's state becomes by a packet. */
 static __always_inline u32 policy_flags(u32 flags, const struct packet *packet, bool is_beginner)
 {
@@ -164,24 +148,28 @@ static __always_inline bool policy_may_be_served(const struct packet *packet)
  * @leaves: whether it comes from a pod, rather than goes to one
  *
  * The verdict is that of the present generation, and in this second packets of this way were found to be plain at this
- * device. Where nothing is written the packet is looked at in full.
+ * device. Where nothing is written the packet is looked at in full. So is what opens a connection, but where it enters a
+ * pod and nothing else has come by yet: policy_admit_receiver() has looked at it.
  */
 static __always_inline bool policy_passes(struct work *work, bool leaves)
 {
 	const struct packet *packet = &work->packet;
 	struct policy_state *state = policy_state_now();
+	bool opens = !leaves && packet->kind == PACKET_WHOLE && policy_opens(packet);
 	u32 now = conntrack_now(work), generation;
 	struct connection *found;
 	struct tuple key;
 	bool turned, began;
 
-	if (!policy_is_common(packet) || !state)
+	if (!(opens || policy_is_common(packet)) || !state)
 		return false;
 	turned = policy_key_of(&packet->tuple, &key);
 	found = connections.lookup(&key);
 	if (!found || found->seen != now || *policy_plain(found, turned, leaves) != packet->ifindex)
 		return false;
 	began = !(found->flags & CONNECTION_TURNED) == !turned;
+	if (opens && (!began || found->flags & ~CONNECTION_TURNED))
+		return false;
 	generation =
 		began == leaves ? found->generation[DIRECTION_EGRESS] : found->generation[DIRECTION_INGRESS];
 	if (generation != state->generation || (leaves && policy_may_be_served(packet)))

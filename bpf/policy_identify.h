@@ -110,10 +110,8 @@ static __always_inline bool policy_is_error(const struct packet *packet)
 }
 
 /* Write down whose packet it is of which something is to be told, but for its ends. */
-static __always_inline void policy_describe(struct work *work)
+static __always_inline void policy_describe(const struct work *work, struct flow_event *event)
 {
-	struct flow_event *event = &work->event;
-
 	event->subject = work->subject.identity;
 	event->peer = 0;
 	event->rule = 0;
@@ -137,7 +135,7 @@ static __always_inline bool policy_turn_away(struct work *work, bool leaves, enu
 {
 	if (!policy_is_error(&work->packet))
 		work->event.tuple = work->packet.tuple;
-	policy_describe(work);
+	policy_describe(work, &work->event);
 	work->event.direction = leaves ? DIRECTION_EGRESS : DIRECTION_INGRESS;
 	return policy_drop(&work->event, reason);
 }

@@ -457,12 +457,13 @@ struct work {
 	u32 now;      /* what it said then, seconds */
 	u32 is_plain; /* whether no flow or service is for the packet */
 	struct packet packet;
-	u32 has_back;            /* whether there may be a flow for the answers to the packet */
-	struct flow_event event; /* what policy makes of it */
-	struct subject subject;  /* whose packet it is to policy */
-	u32 generation;          /* of policy, when that was begun to be asked */
-	u32 has_flow;            /* whether flow is what the packet becomes */
-	u32 is_read;             /* between stages: whether packet is this one, its fragments joined */
+	u32 has_back; /* 0 = it opens a stream, for no service, and for its answers there is no flow */
+	struct flow_event event;    /* what policy makes of it */
+	struct flow_event received; /* and for the pod that it goes to */
+	struct subject subject;     /* whose packet it is to policy */
+	u32 generation;             /* of policy, when that was begun to be asked */
+	u32 has_flow;               /* whether flow is what the packet becomes */
+	u32 is_read;                /* between stages: whether packet is this one, its fragments joined */
 	struct flow flow;
 	struct flow reply;
 	struct affinity affinity;

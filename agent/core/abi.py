@@ -142,6 +142,7 @@ WORK = _layout(
     packet=f"{PACKET_SIZE}s",
     has_back="I",
     event=f"{FLOW_EVENT.size}s",
+    received=f"{FLOW_EVENT.size}s",
     subject=f"{SUBJECT.size}s",
     generation="I",
     has_flow="I",

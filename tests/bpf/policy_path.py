@@ -248,6 +248,12 @@ class PolicyPath(PacketPath):
         """Read what is known of connections."""
         return sorted(_known(key, value) for key, value in self.store.maps["connections"].items())
 
+    def forget_connections(self) -> None:
+        """Have no connection be known."""
+        connections = self.store.maps["connections"]
+        for key in [key for key, _ in connections.items()]:
+            connections.delete(key)
+
     def age(self, seconds: int) -> None:
         """Let what is known of connections be older."""
         connections = self.store.maps["connections"]

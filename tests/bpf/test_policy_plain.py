@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -12,12 +10,11 @@ from agent.core.abi import PEER_ANY, Direction, FrontendKind, Reason
 from tests.bpf import packet_path as at
 from tests.bpf.packet_path import to
 from tests.bpf.packets import PROTOCOLS, End, moved, packet
-from tests.bpf.policy_path import ONE, TWO, PolicyPath, fault_of_pass, is_dropped
+from tests.bpf.policy_path import TWO, fault_of_pass, is_dropped
+from tests.bpf.policy_pods import both_pods, ends, in_one_second, passes
 from tests.bpf.talk import NUMBERS as FAMILIES
 
 BALANCER = ("198.51.100.20", "2001:db8:99::20")
-TRIES = 20
-A_TICK_S = 0.02  # the programs' clock is behind by one at most
 EACH = pytest.mark.parametrize(
     ("protocol", "family"),
     [
@@ -25,42 +22,6 @@ EACH = pytest.mark.parametrize(
         for protocol, family in product(PROTOCOLS, (0, 1))
     ],
 )
-
-
-def in_one_second(policy: PolicyPath, scene: Callable[[], None]) -> None:
-    """Play a scene in which a new second would change what is known; again, if one began."""
-    for _ in range(TRIES):
-        policy.clear()
-        began = time.monotonic()
-        failed = None
-        try:
-            scene()
-        except AssertionError as error:
-            failed = error
-        if int(time.monotonic()) == int(began - A_TICK_S):
-            if failed:
-                raise failed
-            return
-    pytest.fail("each time another second began")
-
-
-def both_pods(policy: PolicyPath) -> None:
-    """Make subjects of both pods of the node, each of which may speak with the other."""
-    policy.subject(at.POD_TWO, TWO, device="two")
-    policy.device("two", at.POD_TWO)
-    for subject in (ONE, TWO):
-        for direction in Direction:
-            policy.rule(direction, PEER_ANY, subject=subject)
-
-
-def ends(family: int) -> tuple[End, End]:
-    return End(at.POD_ONE[family], 40_000), End(at.POD_TWO[family], 8080)
-
-
-def passes(policy: PolicyPath, sent, names: tuple[str, str] = ("one", "two")) -> bool:
-    """Whether a packet leaves the first pod and enters the second as it was sent."""
-    out, into = names
-    return not (fault_of_pass(policy.from_pod(sent, out), sent) or fault_of_pass(policy.to_pod(sent, into), sent))
 
 
 @EACH

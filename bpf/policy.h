@@ -5,8 +5,9 @@
  *	pod -> [from pod: translation, policy] -> stack -> [to pod: policy, translation] -> pod
  *
  * so that policy always sees the true ends of a connection, client and backend. A connection is judged when it begins,
- * once for each end that is a subject: the one that began it by its egress, the other by its ingress, where both are pods
- * of this node at the first one's device. Its packets pass either way for as long as the generation stays the same; then it is judged again.
+ * once for each end that is a subject: the one that began it by its egress, the other by its ingress; for both at the
+ * first one's device, if both are pods of this node and nothing is translated. Its packets pass either way for as long as
+ * the generation stays the same; then it is judged again.
  */
 #ifndef __EBPROXY_POLICY_H
 #define __EBPROXY_POLICY_H

@@ -43,7 +43,7 @@ static __always_inline bool dsr_is_due(const struct packet *packet)
 		return false;
 	if (packet->tuple.protocol == IPPROTO_UDP)
 		return packet->end + sizeof(struct dsr_ipv6) <= ETH_SIZE + 1280;
-	return (packet->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return opens_stream(packet);
 }
 
 /* Write an option behind the IP header, where room is made for it. */

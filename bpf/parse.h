@@ -268,6 +268,12 @@ static __always_inline bool parse_icmp(struct __sk_buff *skb, struct packet *pac
 	return icmp.type == (packet->is_ipv6 ? 128 : 8) || parse_ends(packet, PARSE_OTHER);
 }
 
+/* Whether a packet opens a stream: a SYN or INIT, which no answer is. */
+static __always_inline bool opens_stream(const struct packet *packet)
+{
+	return (packet->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /* What an SCTP packet's first chunk says of its association, in TCP's terms. */
 static __always_inline u8 parse_sctp_flags(u8 chunk)
 {

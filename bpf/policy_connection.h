@@ -72,7 +72,7 @@ static __always_inline bool policy_opens(const struct packet *packet)
 {
 	if (packet->kind == PACKET_ICMP_ECHO)
 		return packet->reading == PARSE_FLOW;
-	return (packet->flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return opens_stream(packet);
 }
 
 static __always_inline bool policy_is_over(const struct connection *connection, u8 protocol, u32 now)

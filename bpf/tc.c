@@ -164,7 +164,7 @@ static __always_inline bool begins_anew(struct work *work, const struct flow *fl
 		return false;
 	if (packet->tuple.protocol == IPPROTO_UDP)
 		return conntrack_is_over(flow, IPPROTO_UDP, conntrack_now(work));
-	if ((packet->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+	if (!opens_stream(packet))
 		return false;
 	now = conntrack_now(work);
 	return (flow->flags & FLOW_ESTABLISHED && seconds_since(flow->seen, now) >= ALIVE_S) ||
@@ -440,13 +440,11 @@ static __always_inline int serve(struct __sk_buff *skb, struct work *work, const
 static __always_inline bool may_begin(struct __sk_buff *skb, const struct packet *packet,
 				      const struct frontend *frontend)
 {
-	u32 opening = packet->flags & (TCP_SYN | TCP_ACK);
-
-	if (opening == (TCP_SYN | TCP_ACK))
+	if (packet->flags & TCP_SYN && packet->flags & TCP_ACK)
 		return false;
 	if (lb_kind(frontend) != FRONTEND_NODE_PORT && !route_is_own(&packet->tuple.destination))
 		return true;
-	return packet->tuple.protocol == IPPROTO_UDP ? !route_is_awaited(skb, packet) : opening == TCP_SYN;
+	return packet->tuple.protocol == IPPROTO_UDP ? !route_is_awaited(skb, packet) : opens_stream(packet);
 }
 
 /*
@@ -496,7 +494,7 @@ static __always_inline int find_flow(struct __sk_buff *skb, struct work *work, e
 	if (flow && !begins_anew(work, flow)) {
 		if (!is_due(flow, hook)) {
 			if (HAS_POLICY)
-				work->is_plain = (packet->flags & (TCP_SYN | TCP_ACK)) != TCP_SYN;
+				work->is_plain = !opens_stream(packet);
 			return TC_ACT_UNSPEC;
 		}
 		refresh(skb, work, flow, hook);

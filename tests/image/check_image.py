@@ -20,7 +20,7 @@ from tests.image.pods import PodAgent
 from tests.lab import cgroups, netns
 from tests.lab.agents import HEALTH_PORT
 from tests.lab.lab import Node
-from tests.lab.manifests import Manifests
+from tests.lab.manifests import Manifests, network_policy
 from tests.lab.polling import until
 from tests.lab.processes import REPOSITORY
 from tests.lab.traffic import churning
@@ -124,18 +124,39 @@ class TestPod:
         assert ports[asked["port"]] == HEALTH_PORT
         assert agent.get(asked["path"], HEALTH_PORT)[0] == 200
 
-    def test_has_the_metrics_that_alerts_and_dashboard_use(self, agent: PodAgent) -> None:
-        # By their declarations: a series by label appears with its first value.
-        served = re.findall(r"^# TYPE (\w+)", agent.get("/metrics")[1], re.MULTILINE)
-        texts = [(MONITORING / name).read_text(encoding="utf-8") for name in ("alerts.yaml", "dashboard.json")]
-        used = {name for text in texts for name in re.findall(r"\b(?:ebproxy|kubeproxy)_[a-z_]+", text)}
-
-        assert {re.sub(r"_bucket$", "", name) for name in used} - set(served) == set()
-
     def test_holds_little_memory(self, agent: PodAgent, capsys: pytest.CaptureFixture[str]) -> None:
         until(lambda: agent.memory() < 64 * MIB, "the agent gives back what starting took")
         with capsys.disabled():
             print(f"\nagent: {agent.memory() / MIB:.0f} MiB, at most {agent.memory('VmHWM') / MIB:.0f}", end=" ")
+
+
+@pytest.mark.timeout(180)
+class TestPolicy:
+    def test_denies_a_connection_and_says_why(self, policed: PodAgent, node: Node, objects: Manifests) -> None:
+        one, client = node.pods["one"], node.pods["two"].client()
+
+        def answered() -> set[str]:
+            return {client.ask(mode, address, 8080, 0.2).name for mode in MODES for address in one.addresses}
+
+        until(lambda: answered() == {"one"}, "all is allowed")
+        objects.write("policies", network_policy("quiet", "one", ingress=[]))
+        until(lambda: answered() == {""}, "nothing is allowed")
+        lines = policed.exec("ebproxy", "flows", "--verdict", "dropped", "-o", "json").stdout.splitlines()
+        objects.remove("policies")
+        until(lambda: answered() == {"one"}, "all is allowed again")
+        client.close()
+
+        dropped = [json.loads(line) for line in lines]
+        assert {flow["protocol"] for flow in dropped} == {"TCP", "UDP"}
+        assert all(flow["isolated_by"] == ["shop/quiet"] for flow in dropped), dropped[0]
+
+    def test_has_the_metrics_that_alerts_and_dashboard_use(self, policed: PodAgent) -> None:
+        # By their declarations: a series by label appears with its first value.
+        served = re.findall(r"^# TYPE (\w+)", policed.get("/metrics")[1], re.MULTILINE)
+        texts = [(MONITORING / name).read_text(encoding="utf-8") for name in ("alerts.yaml", "dashboard.json")]
+        used = {name for text in texts for name in re.findall(r"\b(?:ebproxy|kubeproxy)_[a-z_]+", text)}
+
+        assert {re.sub(r"_bucket$", "", name) for name in used} - set(served) == set()
 
 
 @pytest.mark.timeout(180)

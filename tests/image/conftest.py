@@ -72,3 +72,12 @@ def objects(node: Node) -> Manifests:
 def agent(image: Image, node: Node, objects: Manifests) -> Iterator[PodAgent]:
     with PodAgent(image, node, objects) as agent:
         yield agent
+
+
+@pytest.fixture
+def policed(image: Image, node: Node, objects: Manifests) -> Iterator[PodAgent]:
+    """An agent that enforces policy, and knows the node's pods."""
+    pods = (manifests.pod(name, node.name, pod.addresses, name) for name, pod in node.pods.items())
+    objects.write("pods", manifests.namespace(), *pods)
+    with PodAgent(image, node, objects, flags=("--network-policy=standard",)) as agent:
+        yield agent

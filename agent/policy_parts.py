@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 
 from agent.config import Config
@@ -32,7 +33,7 @@ def make_policy(
     store = dataplane.store
     maps = PolicyMaps(store)
     formers = [directory for directory in layouts(dataplane.root) if directory != dataplane.directory]
-    is_awaited = dataplane.is_migrating and maps.adopt(formers)
+    is_awaited = dataplane.is_migrating and maps.adopt(formers, int(time.monotonic()))
     maps.open(_switches(config))
     netlink = Netlink()
     found = dict(store.maps["pod_devices"].items())

@@ -278,7 +278,7 @@ class PolicySync:
             self.maps.read(),
             numbers,
             fails_open=options.fails_open,
-            since=int(time.monotonic()),
+            since=0 if self.maps.knows_connections else int(time.monotonic()),
         )
 
     def _tell_degraded(self) -> None:

@@ -262,7 +262,8 @@ static __always_inline bool policy_admit_receiver(struct work *work, struct conn
 	struct flow_event *event = &work->received;
 	struct subject *receiver;
 
-	if (work->has_back)
+	/* What is over with its first packet is judged again with it at the receiver's. */
+	if (work->has_back || packet->flags & TCP_RST)
 		return false;
 	receiver = subjects.lookup((struct address *)&packet->tuple.destination);
 	if (!receiver || !receiver->device || receiver->device == packet->ifindex)

@@ -46,13 +46,13 @@ class PolicyPlanner:
         fails_open: bool = False,
         since: int = 0,
     ) -> None:
-        """``since``: now, in seconds; pods that exist at the very first start may have connections from before."""
+        """``since``: since when connections are known, in seconds; 0 = pods have no older ones."""
         self._model = model
         self._sizes = sizes
         self._overflow = SubjectFlag.FAIL_OPEN if fails_open else SubjectFlag.FAIL_CLOSED
         self._table = PolicyTable(sizes.policy, found.policy)
-        first_since = 0 if found.subjects or found.policy else since
-        self._subjects = Subjects(found.subjects, sizes.subjects, first_since)
+        is_first = not (found.subjects or found.policy)
+        self._subjects = Subjects(found.subjects, sizes.subjects, since if is_first else 0)
         self._identities = Identities(numbers.identities, max(numbers.last_identity, self._highest(found)))
         self._naming = Naming(model, sizes, found, self._identities, self._subjects)
         rules = max((POLICY_ENTRY.packer.unpack(value)[0] for value in found.policy.values()), default=0)

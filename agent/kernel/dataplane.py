@@ -188,12 +188,15 @@ class Dataplane:
         Returns how many hooks changed. Raises: DataplaneError.
         """
         hooks = self._socket_programs()
+        self.store.take_over()
         changed = self._check_node()
         if self.options.cgroup is not None:
             changed += attach.attach(self.root / LINKS, self.options.cgroup, hooks)
         changed += attach.detach(self.root / LINKS, but=hooks)
         if self.options.cgroup is not None and self.options.socket_lb:
             selftest.prove_hook_fires(self.store, self.options.cgroup)
+        self.store.take_over()  # what began meanwhile
+        self.store.let_go_of_former()
         self._remove_former()
         self.is_active = True
         return changed

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.core.abi import POLICY_COUNTERS, POLICY_STATE, U32
+from agent.core.abi import POLICY_COUNTERS, POLICY_STATE, SUBJECT, U32
 from agent.core.policy_plan import PolicyPlan, PolicyState
 from agent.errors import DataplaneError
 from agent.kernel import bpf
@@ -22,6 +22,7 @@ from agent.kernel.maps import MapStore
 log = logging.getLogger("ebproxy.policy")
 TABLES = ("policy", "blocks", "identities", "subjects")
 """The maps of a plan, in the order they are written."""
+_PLACES = "pod_devices"
 _ONLY = U32.packer.pack(0)
 _FIRST = 2
 _IS_STRICT, _IS_FULL = 1, 2
@@ -44,6 +45,8 @@ class PolicyMaps:
     def __init__(self, store: MapStore) -> None:
         self._store = store
         self.generation = 0
+        self.knows_connections = False
+        """Whether the connections that a former layout's programs allowed are known to ours."""
         self._switches = PolicySwitches()
         self._is_full = False
 
@@ -115,13 +118,14 @@ class PolicyMaps:
         raw = ((index, counters.lookup(U32.packer.pack(index))) for index in range(POLICY_COUNTERS))
         return {index: sum(array("Q", value or b"")) for index, value in raw}
 
-    def adopt(self, formers: Iterable[Path]) -> bool:
+    def adopt(self, formers: Iterable[Path], now: int) -> bool:
         """Copy what a former layout's maps hold, so that its verdicts go on under the new programs.
 
-        Only where there is nothing yet, and all of it fits. Returns whether a former layout enforces what these maps
-        lack. Raises: DataplaneError.
+        Only where there is nothing yet, and all of it fits; where pods are is copied for itself. ``now``: since when
+        connections are known, in seconds, where those of before are not. Returns whether a former layout enforces what
+        these maps lack. Raises: DataplaneError.
         """
-        is_empty = not next(self._store.maps["subjects"].items(), None)
+        is_empty = self._is_empty("subjects")
         is_left = False
         for directory in formers:
             with contextlib.ExitStack() as stack:
@@ -130,12 +134,20 @@ class PolicyMaps:
                 if not entries.get("subjects"):
                     continue
                 is_left = True
+                self.knows_connections = "connections" in self._store.carried
+                if not self.knows_connections:
+                    entries["subjects"] = [(key, _known_since(value, now)) for key, value in entries["subjects"]]
+                if self._is_empty(_PLACES) and self._takes(_PLACES, former[_PLACES], entries[_PLACES]):
+                    self._put(_PLACES, entries[_PLACES])
                 if is_empty and all(self._takes(name, former[name], entries[name]) for name in TABLES):
                     for name in TABLES:  # subjects last: what was cut short before them is begun anew
                         self._put(name, entries[name])
                     log.info("adopted policy of layout %s: %d entries", directory.name, sum(map(len, entries.values())))
                     return False
         return is_left
+
+    def _is_empty(self, name: str) -> bool:
+        return not next(self._store.maps[name].items(), None)
 
     def _takes(self, name: str, former: bpf.Map, entries: Sequence[object]) -> bool:
         ours, theirs = self._store.maps[name].info, former.info
@@ -183,10 +195,17 @@ def _writing(name: str) -> Iterator[None]:
         raise DataplaneError(f"writing map {name}: {error}") from error
 
 
+def _known_since(subject: bytes, now: int) -> bytes:
+    if len(subject) != SUBJECT.size:
+        return subject  # another layout's, which is not adopted
+    identity, flags, _, device = SUBJECT.packer.unpack(subject)
+    return SUBJECT.packer.pack(identity, flags, now, device)
+
+
 def _open_all(directory: Path, stack: contextlib.ExitStack) -> Mapping[str, bpf.Map]:
     """Open a layout's maps of policy; nothing where one is missing."""
     opened = {}
-    for name in TABLES:
+    for name in (*TABLES, _PLACES):
         try:
             opened[name] = bpf.Map(bpf.obj_get(directory / name))
         except OSError:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent.core.abi import SUBJECT, U32, map_specs
+from agent.core.abi import SUBJECT, U32, U64, map_specs
 from agent.core.events import ListEnded, ListStarted, Upsert
 from agent.core.network import Device, Network
 from agent.core.policy_model import PolicyModel
@@ -29,6 +29,7 @@ from tests.bpf.conftest import POLICY_SPECS, SIZES
 from tests.policy_builders import PolicyNode, cidr, network_policy, pod, pods, rule, selector, tcp
 from tests.policy_store import ONLY, FakeStore
 
+NOW = 68_000
 WEB = pod("web", "10.0.0.1", "fd00::1", app="web")
 SHOP = pod("shop", "10.0.0.2", "fd00::2", app="shop")
 HISTORY = [
@@ -137,7 +138,7 @@ class TestAdoption:
 
     def other(self, directory: Path, **sizes: int) -> tuple[MapStore, PolicyMaps]:
         specs = map_specs(replace(SIZES, identities=64, blocks=64, policy=1024, subjects=64, **sizes))
-        opened = MapStore.open(directory / "next", specs)
+        opened = MapStore.open(directory / "next", specs, former=(directory / "now",))
         return opened, PolicyMaps(opened)
 
     @pytest.fixture
@@ -147,15 +148,41 @@ class TestAdoption:
     def test_everything_is_copied(self, filled, directory):
         opened, maps = self.other(directory)
 
-        assert not maps.adopt([directory / "nothing", directory / "now"]), "nothing is lacking"
+        assert not maps.adopt([directory / "nothing", directory / "now"], NOW), "nothing is lacking"
         assert maps.read() == filled.read()
         opened.close()
+
+    @pytest.mark.parametrize("is_known", [True, False])
+    def test_subjects_have_older_connections_where_those_are_not_known(self, filled, directory, is_known):
+        specs = map_specs(replace(SIZES, identities=64, blocks=64, policy=1024, subjects=64))
+        specs = specs if is_known else tuple(replace(it, value=U64) if it.name == "connections" else it for it in specs)
+        with closing(MapStore.open(directory / "next", specs, former=(directory / "now",))) as opened:
+            maps = PolicyMaps(opened)
+            assert not maps.adopt([directory / "now"], NOW)
+
+            assert maps.knows_connections == is_known
+            before, after = (
+                {key: SUBJECT.packer.unpack(value) for key, value in it.read().subjects.items()}
+                for it in (filled, maps)
+            )
+            since = {key: fields[2] if is_known else NOW for key, fields in before.items()}
+            assert {key: (*fields[:2], since[key], fields[3]) for key, fields in before.items()} == after
+
+    @pytest.mark.parametrize("policy", [pytest.param(1024, id="with all else"), pytest.param(1, id="alone")])
+    def test_where_pods_are_is_copied(self, store, filled, directory, policy):
+        places = {U32.packer.pack(number): bytes([number]) * 32 for number in (7, 8)}
+        NodeMaps(store).write("pod_devices", places)
+        specs = map_specs(replace(SIZES, identities=64, blocks=64, policy=policy, subjects=64))
+        with closing(MapStore.open(directory / "next", specs)) as opened:
+            assert PolicyMaps(opened).adopt([directory / "now"], NOW) == (policy == 1)
+
+            assert dict(opened.maps["pod_devices"].items()) == places
 
     def test_what_is_there_already_stays(self, filled, directory):
         opened, maps = self.other(directory)
         maps.apply(PolicyPlan(subjects={bytes(16): bytes(SUBJECT.size)}))
 
-        assert maps.adopt([directory / "now"]), "it may be a part"
+        assert maps.adopt([directory / "now"], NOW), "it may be a part"
         assert maps.read().policy == {}
         opened.close()
 
@@ -164,7 +191,7 @@ class TestAdoption:
         opened = MapStore.open(directory / "next", specs)
         maps = PolicyMaps(opened)
 
-        assert maps.adopt([directory / "now"])
+        assert maps.adopt([directory / "now"], NOW)
         assert maps.read().subjects == {}
-        assert not maps.adopt([directory / "nothing"])
+        assert not maps.adopt([directory / "nothing"], NOW)
         opened.close()

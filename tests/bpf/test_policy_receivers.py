@@ -85,6 +85,17 @@ def test_its_answers_are_not_looked_at_either(policy, protocol, family):
     in_one_second(policy, scene)
 
 
+@pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("flags", ["S", "SF", "SR", "SFR", "SE"])
+def test_each_end_is_told_once_whatever_else_it_says(policy, family, flags):
+    both_pods(policy)
+    sent = packet("tcp", *ends(family), flags=flags)
+
+    assert passes(policy, sent)
+    assert policy.judged() == ALLOWED
+    assert len(policy.told()) == 2
+
+
 @STREAMS
 def test_whom_it_may_not_enter_says_so_at_its_own_device(policy, protocol, family):
     both_pods(policy)

@@ -7,6 +7,7 @@ Watchers hand it typed events; it takes in what has gathered, and has the Servic
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -34,6 +35,8 @@ log = logging.getLogger("ebproxy.reconciler")
 T = TypeVar("T")
 _BATCH_LIMIT = 20_000
 _RETRY_FLOOR_S = 0.5
+_PATIENCE_LIMIT_S = 3600.0
+"""What a queue can wait for is finite, though nothing may be due."""
 _AWAIT_POLICY_S = 60.0
 """How long the programs of a former layout go on, with Services as they were, because policy is not filled in yet."""
 _STANDS = {
@@ -241,18 +244,29 @@ class Reconciler:
         """Seconds until something is due though nothing happens."""
         if self.dataplane.is_behind:
             return 0.0
-        due = [self._drift_at]
-        if not self.dataplane.is_active and self.policy and self.policy.is_awaited:
-            due.append(self._activation_at)
+        now = time.monotonic()
+        due = [now + _PATIENCE_LIMIT_S, self._services_due_at()]
         if self.flows:
             due.append(self.flows.due_at)
         if self.policy is not None:
             due.append(self.policy.due_at)
+        return max(0.0, min(due) - now)
+
+    def _services_due_at(self) -> float:
+        """Say when something of Services is due though nothing happens, in monotonic seconds; infinite = nothing is.
+
+        What ``_turn_services`` would not do then is not due: counted, it would be due for ever, and the thread spin.
+        """
+        if not self.model.is_synced:
+            return math.inf
         if self._retry_at is not None:
-            due.append(self._retry_at)
+            return self._retry_at
+        due = [self._drift_at]
         if self.planner.degraded and self.planner.next_wake is not None:
             due.append(self.planner.next_wake)
-        return max(0.0, min(due) - time.monotonic())
+        if self._activation_at is not None and not self.dataplane.is_active:
+            due.append(self._activation_at)
+        return min(due)
 
     def _turn(self) -> None:
         """Give Services their turn, then policy, whatever became of the other."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from agent.core.events import Upsert
-from agent.core.records import Fault
-from agent.reconciler import _AWAIT_POLICY_S
+from agent.core.records import Fault, Kind
+from agent.reconciler import _AWAIT_POLICY_S, _PATIENCE_LIMIT_S
 from tests.builders import key, service
 from tests.property.simulation import METRICS, Clock, SimulatedAgent
 
@@ -217,3 +219,50 @@ def test_hooks_that_cannot_be_turned_are_tried_again_ever_later(agent, clock, mo
     waits = [after - before for before, after in itertools.pairwise(attempts)]
     assert waits == [0.5, 1.0, 2.0]
     assert not agent.reconciler.is_settled.is_set()
+
+
+def drift(agent: SimulatedAgent, due_at: float) -> None:
+    agent.reconciler._drift_at = due_at
+
+
+def room(agent: SimulatedAgent, due_at: float) -> None:
+    agent.reconciler._services.planner = SimpleNamespace(degraded=[key("web")], next_wake=due_at)
+
+
+def giving_up(agent: SimulatedAgent, due_at: float) -> None:
+    agent.reconciler.policy = Awaited(agent)
+    agent.reconciler.dataplane.is_active = False
+    agent.reconciler._activation_at = due_at
+
+
+def has_lists(_agent: SimulatedAgent) -> None:
+    """Leave it as it is."""
+
+
+def lacks_lists(agent: SimulatedAgent) -> None:
+    agent.model.unsynced = {Kind.ENDPOINT_SLICE}
+
+
+def has_failed(agent: SimulatedAgent) -> None:
+    agent.maps.fail_after = 0
+    submit(agent, "10.0.0.1")
+    turn(agent)
+
+
+@pytest.mark.parametrize("overdue", [drift, room, giving_up])
+@pytest.mark.parametrize(
+    ("state", "patience"),
+    [
+        pytest.param(has_lists, 0, id="all listed"),
+        pytest.param(lacks_lists, _PATIENCE_LIMIT_S, id="a list missing"),
+        pytest.param(has_failed, 0.5, id="a retry ahead"),
+    ],
+)
+def test_what_a_turn_would_not_do_is_not_waited_for(
+    agent, clock, state: Callable[..., None], overdue: Callable[..., None], patience: float
+):
+    """Once it was due for ever, and the thread span."""
+    state(agent)
+    overdue(agent, clock.now - 1)
+
+    assert agent.reconciler._patience() == patience

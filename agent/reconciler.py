@@ -103,7 +103,8 @@ class Reconciler:
         self._retry_at: float | None = None
         self._retry_s = _RETRY_FLOOR_S
         self._drift_at = time.monotonic() + drift_period_s
-        self._activation_at = time.monotonic() + _AWAIT_POLICY_S
+        self._activation_at: float | None = None
+        """When hooks are turned though policy is not complete; None = they have not had to wait for policy alone."""
         self._network: Network | None = None
         self._followed: tuple[Network | None, tuple[str, ...] | None] | None = None
         self._faults: tuple[str, ...] = ()
@@ -360,7 +361,10 @@ class Reconciler:
         policy = self.policy
         if policy is None or not policy.is_awaited or policy.is_settled:
             return True
-        if time.monotonic() < self._activation_at:
+        now = time.monotonic()
+        if self._activation_at is None:
+            self._activation_at = now + _AWAIT_POLICY_S
+        if now < self._activation_at:
             return False
         log.warning("policy is not complete after %.0f s; Services go on without what was in force", _AWAIT_POLICY_S)
         return True

@@ -188,6 +188,28 @@ def test_another_layout_is_not_turned_to_before_it_enforces_what_the_former_does
     assert agent.reconciler.is_settled.is_set()
 
 
+def test_how_long_hooks_wait_for_policy_counts_from_when_services_are_programmed(agent, awaited, clock):
+    """Once it counted from the start, and the first turn that had Services gave policy up."""
+    agent.model.unsynced = {Kind.ENDPOINT_SLICE}
+    submit(agent, "10.0.0.1")
+    turn(agent)
+    clock.now += 2 * _AWAIT_POLICY_S
+    assert agent.reconciler._patience() == _PATIENCE_LIMIT_S
+
+    agent.model.unsynced = set()
+    for waited in range(3):
+        agent.reconciler._turn()
+        assert not agent.reconciler.dataplane.is_active
+        assert agent.reconciler._patience() == _AWAIT_POLICY_S - waited
+        clock.now += 1
+    clock.now += _AWAIT_POLICY_S
+    assert agent.reconciler._patience() == 0
+    agent.reconciler._turn()
+
+    assert awaited.seen[-2:] == [("unsettle", False), ("settle", True)]
+    assert agent.reconciler._patience() == agent.reconciler._drift_at - clock.now, "no more is waited for"
+
+
 def test_in_the_end_services_go_on_without_it(agent, awaited, clock):
     submit(agent, "10.0.0.1")
     turn(agent)

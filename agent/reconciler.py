@@ -86,7 +86,7 @@ class Reconciler:
         self.is_settled = threading.Event()
         """Set while everything that was listed is programmed."""
         self.pending_since: float | None = None
-        """Monotonic time of the oldest change that is not in the kernel; None = all are."""
+        """Monotonic time of the oldest change that could be in the kernel and is not; None = there is none."""
         self.failure: BaseException | None = None
         self._metrics = metrics
         self._sync_period_s = sync_period_s
@@ -270,12 +270,15 @@ class Reconciler:
         return min(due)
 
     def _turn(self) -> None:
-        """Give Services their turn, then policy, whatever became of the other."""
+        """Give Services their turn, then policy, whatever became of the other.
+
+        Hooks that wait for policy's lists are no failure: to have the agent restarted would bring no list sooner.
+        """
         is_programmed = self._turn_services()
         if self.policy is not None:
             self.policy.turn()
-        if is_programmed and not self.dataplane.is_active:
-            is_programmed = self._may_activate() and self._activate()
+        if is_programmed and not self.dataplane.is_active and self._may_activate():
+            is_programmed = self._activate()
         if is_programmed:
             self._retry_s = _RETRY_FLOOR_S
             if not (self.policy and self.policy.is_behind):

@@ -188,6 +188,18 @@ def test_another_layout_is_not_turned_to_before_it_enforces_what_the_former_does
     assert agent.reconciler.is_settled.is_set()
 
 
+@pytest.mark.parametrize("is_behind", [False, True], ids=["lists missing", "lists there"])
+def test_to_wait_for_policys_lists_is_no_failure(agent, awaited, is_behind):
+    """Once, with a short sync period, /livez had the agent restarted before it went on without policy, for ever."""
+    awaited.is_behind = is_behind
+    submit(agent, "10.0.0.1")
+    turn(agent)
+
+    assert (agent.reconciler.pending_since is not None) is is_behind
+    assert not agent.reconciler.dataplane.is_active
+    assert not agent.reconciler.is_settled.is_set()
+
+
 def test_how_long_hooks_wait_for_policy_counts_from_when_services_are_programmed(agent, awaited, clock):
     """Once it counted from the start, and the first turn that had Services gave policy up."""
     agent.model.unsynced = {Kind.ENDPOINT_SLICE}

@@ -103,10 +103,12 @@ class PolicySync:
 
     @property
     def due_at(self) -> float:
-        """When something is due though nothing happens, in monotonic seconds."""
+        """When something is due though nothing happens, in monotonic seconds; before the lists are there no turn is."""
+        if not self.model.is_synced:
+            return self.connections.due_at
         if self._retry_at is not None:
             return min(self._retry_at, self.connections.due_at)
-        if self._is_dirty and self.model.is_synced:
+        if self._is_dirty:
             return 0.0
         return min(self._drift_at, self.devices.due_at, self.connections.due_at)
 

@@ -7,6 +7,7 @@ Watchers hand it typed events; it takes in what has gathered, and has the Servic
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -34,6 +35,8 @@ log = logging.getLogger("ebproxy.reconciler")
 T = TypeVar("T")
 _BATCH_LIMIT = 20_000
 _RETRY_FLOOR_S = 0.5
+_PATIENCE_LIMIT_S = 3600.0
+"""What a queue can wait for is finite, though nothing may be due."""
 _AWAIT_POLICY_S = 60.0
 """How long the programs of a former layout go on, with Services as they were, because policy is not filled in yet."""
 _STANDS = {
@@ -83,7 +86,7 @@ class Reconciler:
         self.is_settled = threading.Event()
         """Set while everything that was listed is programmed."""
         self.pending_since: float | None = None
-        """Monotonic time of the oldest change that is not in the kernel; None = all are."""
+        """Monotonic time of the oldest change that could be in the kernel and is not; None = there is none."""
         self.failure: BaseException | None = None
         self._metrics = metrics
         self._sync_period_s = sync_period_s
@@ -100,7 +103,8 @@ class Reconciler:
         self._retry_at: float | None = None
         self._retry_s = _RETRY_FLOOR_S
         self._drift_at = time.monotonic() + drift_period_s
-        self._activation_at = time.monotonic() + _AWAIT_POLICY_S
+        self._activation_at: float | None = None
+        """When hooks are turned though policy is not complete; None = they have not had to wait for policy alone."""
         self._network: Network | None = None
         self._followed: tuple[Network | None, tuple[str, ...] | None] | None = None
         self._faults: tuple[str, ...] = ()
@@ -241,26 +245,40 @@ class Reconciler:
         """Seconds until something is due though nothing happens."""
         if self.dataplane.is_behind:
             return 0.0
-        due = [self._drift_at]
-        if not self.dataplane.is_active and self.policy and self.policy.is_awaited:
-            due.append(self._activation_at)
+        now = time.monotonic()
+        due = [now + _PATIENCE_LIMIT_S, self._services_due_at()]
         if self.flows:
             due.append(self.flows.due_at)
         if self.policy is not None:
             due.append(self.policy.due_at)
+        return max(0.0, min(due) - now)
+
+    def _services_due_at(self) -> float:
+        """Say when something of Services is due though nothing happens, in monotonic seconds; infinite = nothing is.
+
+        What ``_turn_services`` would not do then is not due: counted, it would be due for ever, and the thread spin.
+        """
+        if not self.model.is_synced:
+            return math.inf
         if self._retry_at is not None:
-            due.append(self._retry_at)
+            return self._retry_at
+        due = [self._drift_at]
         if self.planner.degraded and self.planner.next_wake is not None:
             due.append(self.planner.next_wake)
-        return max(0.0, min(due) - time.monotonic())
+        if self._activation_at is not None and not self.dataplane.is_active:
+            due.append(self._activation_at)
+        return min(due)
 
     def _turn(self) -> None:
-        """Give Services their turn, then policy, whatever became of the other."""
+        """Give Services their turn, then policy, whatever became of the other.
+
+        Hooks that wait for policy's lists are no failure: to have the agent restarted would bring no list sooner.
+        """
         is_programmed = self._turn_services()
         if self.policy is not None:
             self.policy.turn()
-        if is_programmed and not self.dataplane.is_active:
-            is_programmed = self._may_activate() and self._activate()
+        if is_programmed and not self.dataplane.is_active and self._may_activate():
+            is_programmed = self._activate()
         if is_programmed:
             self._retry_s = _RETRY_FLOOR_S
             if not (self.policy and self.policy.is_behind):
@@ -346,7 +364,10 @@ class Reconciler:
         policy = self.policy
         if policy is None or not policy.is_awaited or policy.is_settled:
             return True
-        if time.monotonic() < self._activation_at:
+        now = time.monotonic()
+        if self._activation_at is None:
+            self._activation_at = now + _AWAIT_POLICY_S
+        if now < self._activation_at:
             return False
         log.warning("policy is not complete after %.0f s; Services go on without what was in force", _AWAIT_POLICY_S)
         return True

@@ -150,6 +150,22 @@ def test_nothing_is_in_force_before_every_list_is_there(node, missing):
     assert node.sync.is_settled
 
 
+@pytest.mark.parametrize("overdue", ["drift", "devices"])
+def test_before_every_list_is_there_nothing_is_due_but_connections(node, overdue):
+    """A turn does nothing then: what is over was due for ever, and the reconciler span."""
+    node.list(WEB, SHOP, DENY, but=[Kind.NETWORK_POLICY])
+    node.clock.now += 301 if overdue == "drift" else 0
+    node.devices.due_at = node.clock.now - 1 if overdue == "devices" else math.inf
+    assert node.sync.due_at == math.inf
+    node.sync.connections.due_at = node.clock.now + 7
+    assert node.sync.due_at == node.clock.now + 7
+
+    node.take(ListStarted(Kind.NETWORK_POLICY), Upsert(DENY), ListEnded(Kind.NETWORK_POLICY))
+    assert node.sync.due_at == 0
+    node.sync.turn()
+    assert node.sync.is_settled
+
+
 def test_what_is_listed_comes_into_force_and_pods_are_looked_for(node):
     node.sync.follow(Network())
     node.list(WEB, SHOP, DENY)

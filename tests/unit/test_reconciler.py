@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from agent.core.events import Upsert
-from agent.core.records import Fault
-from agent.reconciler import _AWAIT_POLICY_S
+from agent.core.records import Fault, Kind
+from agent.reconciler import _AWAIT_POLICY_S, _PATIENCE_LIMIT_S
 from tests.builders import key, service
 from tests.property.simulation import METRICS, Clock, SimulatedAgent
 
@@ -186,6 +188,40 @@ def test_another_layout_is_not_turned_to_before_it_enforces_what_the_former_does
     assert agent.reconciler.is_settled.is_set()
 
 
+@pytest.mark.parametrize("is_behind", [False, True], ids=["lists missing", "lists there"])
+def test_to_wait_for_policys_lists_is_no_failure(agent, awaited, is_behind):
+    """Once, with a short sync period, /livez had the agent restarted before it went on without policy, for ever."""
+    awaited.is_behind = is_behind
+    submit(agent, "10.0.0.1")
+    turn(agent)
+
+    assert (agent.reconciler.pending_since is not None) is is_behind
+    assert not agent.reconciler.dataplane.is_active
+    assert not agent.reconciler.is_settled.is_set()
+
+
+def test_how_long_hooks_wait_for_policy_counts_from_when_services_are_programmed(agent, awaited, clock):
+    """Once it counted from the start, and the first turn that had Services gave policy up."""
+    agent.model.unsynced = {Kind.ENDPOINT_SLICE}
+    submit(agent, "10.0.0.1")
+    turn(agent)
+    clock.now += 2 * _AWAIT_POLICY_S
+    assert agent.reconciler._patience() == _PATIENCE_LIMIT_S
+
+    agent.model.unsynced = set()
+    for waited in range(3):
+        agent.reconciler._turn()
+        assert not agent.reconciler.dataplane.is_active
+        assert agent.reconciler._patience() == _AWAIT_POLICY_S - waited
+        clock.now += 1
+    clock.now += _AWAIT_POLICY_S
+    assert agent.reconciler._patience() == 0
+    agent.reconciler._turn()
+
+    assert awaited.seen[-2:] == [("unsettle", False), ("settle", True)]
+    assert agent.reconciler._patience() == agent.reconciler._drift_at - clock.now, "no more is waited for"
+
+
 def test_in_the_end_services_go_on_without_it(agent, awaited, clock):
     submit(agent, "10.0.0.1")
     turn(agent)
@@ -217,3 +253,50 @@ def test_hooks_that_cannot_be_turned_are_tried_again_ever_later(agent, clock, mo
     waits = [after - before for before, after in itertools.pairwise(attempts)]
     assert waits == [0.5, 1.0, 2.0]
     assert not agent.reconciler.is_settled.is_set()
+
+
+def drift(agent: SimulatedAgent, due_at: float) -> None:
+    agent.reconciler._drift_at = due_at
+
+
+def room(agent: SimulatedAgent, due_at: float) -> None:
+    agent.reconciler._services.planner = SimpleNamespace(degraded=[key("web")], next_wake=due_at)
+
+
+def giving_up(agent: SimulatedAgent, due_at: float) -> None:
+    agent.reconciler.policy = Awaited(agent)
+    agent.reconciler.dataplane.is_active = False
+    agent.reconciler._activation_at = due_at
+
+
+def has_lists(_agent: SimulatedAgent) -> None:
+    """Leave it as it is."""
+
+
+def lacks_lists(agent: SimulatedAgent) -> None:
+    agent.model.unsynced = {Kind.ENDPOINT_SLICE}
+
+
+def has_failed(agent: SimulatedAgent) -> None:
+    agent.maps.fail_after = 0
+    submit(agent, "10.0.0.1")
+    turn(agent)
+
+
+@pytest.mark.parametrize("overdue", [drift, room, giving_up])
+@pytest.mark.parametrize(
+    ("state", "patience"),
+    [
+        pytest.param(has_lists, 0, id="all listed"),
+        pytest.param(lacks_lists, _PATIENCE_LIMIT_S, id="a list missing"),
+        pytest.param(has_failed, 0.5, id="a retry ahead"),
+    ],
+)
+def test_what_a_turn_would_not_do_is_not_waited_for(
+    agent, clock, state: Callable[..., None], overdue: Callable[..., None], patience: float
+):
+    """Once it was due for ever, and the thread span."""
+    state(agent)
+    overdue(agent, clock.now - 1)
+
+    assert agent.reconciler._patience() == patience

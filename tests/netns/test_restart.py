@@ -138,8 +138,8 @@ def test_a_former_layout_is_migrated_under_churn(make_scene, sizes):
         churn.wait_for(100)
         tally = churn.stop()
 
-    # Maps of another size cannot be shared: what sockets asked for before is forgotten with them, and nothing else.
-    forgets = bool(sizes.keys() & {"socketOrigins", "peerOrigins"})
+    # Slots by cookie mean nothing in an array of another size: what sockets asked for is forgotten, and nothing else.
+    forgets = "socketOrigins" in sizes
     assert [what for what in tally.errors if not (forgets and "the peer is" in what)] == []
     now = scene.agent.map_ids()
     carried = {spec.name for spec in map_specs(MapSizes()) if spec.carries_over}
@@ -169,6 +169,21 @@ def test_sockets_opened_before_a_migration_go_on_and_know_what_they_asked_for(ma
 
     assert [(address, 80)] * 2 == [sock.peer() for sock in held]
     assert [sock.ask() for sock in held] == ["web-1"] * 2
+
+
+def test_flows_go_on_by_a_conntrack_of_another_size(make_scene):
+    scene = make_scene(web=3, socketLB="off")
+    address = scene.publish("web", scene.web)[0]
+    held = [scene.pod.open("tcp", 4) for _ in range(8)]
+    for sock in held:
+        sock.connect(address, 80)
+    backends = [sock.ask() for sock in held]
+    scene.agent.kill()
+    scene.agent.config["mapSizes"] = SIZES | {"conntrack": 4096}
+
+    scene.agent.start().wait()
+
+    assert [sock.ask() for sock in held] == backends
 
 
 def test_a_kill_in_the_middle_of_a_migration(make_scene):

@@ -3,7 +3,7 @@
 What cannot be read of a NetworkPolicy's rule is left out, a peer or a port by itself, so that the rule allows less and
 the pods are isolated all the same. A ClusterNetworkPolicy's rule is closed as a whole, as is one that is not
 understood: it accepts nobody, or denies everybody. Whom a policy is about, in which directions, and when it decides has
-to be read, else there is nothing to be in force.
+to be read, else there is nothing to be in force: a direction that is not known to be isolated would be open unsaid.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Parts(Parts):
         said = sequence(spec.get("policyTypes"), "spec.policyTypes")
         if not said:
             return True, spec.get("egress") not in (None, [])
-        types = [self.part(shaped, it, PolicyType, f"spec.policyTypes[{index}]") for index, it in enumerate(said)]
+        types = [shaped(it, PolicyType, f"spec.policyTypes[{index}]") for index, it in enumerate(said)]
         return "Ingress" in types, "Egress" in types
 
     def rules(self, said: object, field: str, peers: str) -> tuple[Rule, ...]:

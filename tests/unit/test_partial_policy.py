@@ -110,16 +110,6 @@ def cluster_policy(**spec):
             {"egress": {"to": []}}, (), (), "spec.egress", id="egress that is no list is isolated all the same"
         ),
         pytest.param(
-            {"policyTypes": ["Egress", "Sideways"], "egress": [{}]},
-            None,
-            (Rule(),),
-            "spec.policyTypes[1]",
-            id="a direction costs itself",
-        ),
-        pytest.param(
-            {"policyTypes": ["Sideways"]}, None, None, "spec.policyTypes[0]", id="the only direction: not by default"
-        ),
-        pytest.param(
             {"ingress": [{"from": [BAD_PEER], "ports": [BAD_PORT]}]},
             (Rule((), ()),),
             None,
@@ -199,6 +189,15 @@ def test_rules_of_a_tier_that_are_no_list_deny(said):
             id="podSelector",
         ),
         pytest.param(Kind.NETWORK_POLICY, network_policy(policyTypes="Both"), "spec.policyTypes", id="policyTypes"),
+        pytest.param(
+            Kind.NETWORK_POLICY, network_policy(policyTypes=["ingress"]), "spec.policyTypes[0]", id="the only direction"
+        ),
+        pytest.param(
+            Kind.NETWORK_POLICY,
+            network_policy(policyTypes=["Ingress", "egress"], egress=[{}]),
+            "spec.policyTypes[1]",
+            id="one of the directions",
+        ),
         pytest.param(Kind.NETWORK_POLICY, {"metadata": {"name": "web"}, "spec": 5}, "spec", id="spec"),
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(tier="Middle"), "spec.tier", id="tier"),
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(priority="high"), "spec.priority", id="priority"),

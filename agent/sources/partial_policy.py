@@ -16,6 +16,7 @@ from agent.core.records import Fault, ObjectKey
 from agent.sources import convert_policy as convert
 from agent.sources import convert_tiers as tiers
 from agent.sources.parts import Parts, mapping, read_as, sequence, shaped
+from agent.sources.reader import UNREADABLE, explain
 from agent.sources.wire_policy import (
     LabelSelector,
     PolicyPeer,
@@ -102,12 +103,20 @@ class _Parts(Parts):
         found = self.part(sequence, said, field)
         if found is None:
             return (tiers.closed(None),)
-        return tuple(
-            [
-                self.part(tiers.tier_rule, it, f"{field}[{index}]", peers) or tiers.closed(it)
-                for index, it in enumerate(found)
-            ]
-        )
+        return tuple([self._tier_rule(it, f"{field}[{index}]", peers) for index, it in enumerate(found)])
+
+    def _tier_rule(self, said: object, field: str, peers: str) -> TierRule:
+        """Read one rule; of one that is closed, all fields at fault are told, and not the first alone."""
+        try:
+            return tiers.tier_rule(said, field, peers)
+        except UNREADABLE as error:
+            first = explain(error)
+        parts = Parts()
+        for name, shape in tiers.rule_fields(peers):
+            if isinstance(said, Mapping) and name in said:
+                parts.part(shaped, said[name], shape, f"{field}.{name}")
+        self.faults += dict.fromkeys([first, *parts.faults])
+        return tiers.closed(said)
 
 
 def _spec(value: object) -> Mapping[str, Any]:

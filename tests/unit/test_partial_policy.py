@@ -159,6 +159,21 @@ def test_a_rule_of_a_tier_is_closed(said, action, wanted):
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "fields"),
+    [
+        pytest.param({"name": False, "action": "Refuse"}, ["action", "name"], id="both of another shape"),
+        pytest.param({"action": "Deny", "to": [{"networks": ["10.0.0.0"]}]}, ["to[0].networks[0]"], id="one alone"),
+        pytest.param({"action": "Ask", "to": 7, "protocols": 8}, ["action", "protocols", "to"], id="each of three"),
+    ],
+)
+def test_all_faults_of_a_tiers_rule_are_told(said, fields):
+    event = decode(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(egress=[{"to": [{"namespaces": {}}], **said}]))
+
+    assert sorted(event.field.split(", ")) == [f"spec.egress[0].{name}" for name in fields]
+    assert event.reason.count("; ") == len(fields) - 1
+
+
 def test_beside_a_rule_that_cannot_be_read_one_that_is_not_understood_is_closed():
     unread = {"action": "Deny", "to": [{"networks": ["10.0.0.0"]}]}
     newer = {"action": "Accept", "to": [{"namespaces": {}}], "ports": []}

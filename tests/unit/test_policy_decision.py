@@ -286,5 +286,5 @@ def test_a_pods_name_is_not_looked_up_without_policy(agent: Path) -> None:
 
 
 def test_a_pods_name_cannot_be_looked_up_without_an_agent(tmp_path: Path) -> None:
-    with pytest.raises(AgentUnreachable, match="pod shop/web is not looked up, .* no agent .* `--from ADDRESS`"):
+    with pytest.raises(AgentUnreachable, match=r"pod shop/web is not looked up, .* no agent .* `--from ADDRESS`"):
         address_of_pod(tmp_path, "shop/web", ON, is_ipv4=True)

@@ -104,11 +104,20 @@ def _show(policy: dict[str, Any]) -> None:
     rows += [("fault", text) for text in policy["not_understood"]]
     rows += [("not in force", text) for text in policy["not_enforced"]]
     print_table(("what", "value"), rows)
-    rules = [
+    if rules := [*_rules(policy), *_denials(policy)]:
+        print_table(("rule", "name", "is", "peer", "ports of the destination"), rules)
+
+
+def _rules(policy: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
         (f"{rule['direction']} {rule['index']}", rule["name"] or "-", _action(rule), peer, ports)
         for rule in policy["rules"]
         for ports in [" ".join(rule["ports"]) or "-"]
         for peer in rule["peers"] or [rule["comes_to"]]
     ]
-    if rules:
-        print_table(("rule", "name", "is", "peer", "ports of the destination"), rules)
+
+
+def _denials(policy: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Lay out the directions that a NetworkPolicy isolates without a rule."""
+    ruled = {rule["direction"] for rule in policy["rules"]}
+    return [(it, "-", "no rule", "allows nobody", "-") for it in policy["directions"] if it not in ruled]

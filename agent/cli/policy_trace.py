@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.cli.decision import Client, Outcome
-from agent.cli.policy_decision import DENY, HELD, NOT_ENFORCED, UNKNOWN, Answer, Connection, PolicyMaps, explainer
+from agent.cli.policy_decision import DENY, HELD, NOT_ENFORCED, Answer, Connection, PolicyMaps, explainer
 from agent.core.abi import Direction, FrontendKey
 from agent.core.addresses import format_endpoint, parse_address
 from agent.errors import AgentUnreachable, EbproxyError
@@ -17,7 +17,6 @@ from agent.observe.facts import Facts
 
 VARIES = "varies"
 _NOWHERE = Answer("allow", "not asked: the connection goes to no backend")
-_NOBODY = Answer(UNKNOWN, "the pod's address is not known; name the pod by its address")
 _BOTH = (Direction.EGRESS, Direction.INGRESS)
 
 
@@ -45,9 +44,7 @@ class PolicyTrace:
         answers = {end: self._both(_parse(end), target.protocol, client) for end in ends}
         verdicts = {side: _combined({end: found[side] for end, found in answers.items()}) for side in _BOTH}
         denied = {end for end, found in answers.items() if DENY in {answer.verdict for answer in found.values()}}
-        if _is_nobody(client):
-            outcome = replace(outcome, reason=f"{outcome.reason}; what policy says is not known")
-        elif len(denied) == len(ends):
+        if len(denied) == len(ends):
             outcome = self._denied(outcome, verdicts)
         elif denied:
             outcome = replace(outcome, reason=f"{outcome.reason}; policy denies {len(denied)} of {len(ends)}")
@@ -55,8 +52,6 @@ class PolicyTrace:
 
     def _both(self, backend: tuple[bytes, int], protocol: int, client: Client) -> dict[Direction, Answer]:
         address, port = backend
-        if _is_nobody(client):
-            return dict.fromkeys(_BOTH, _NOBODY)
         return {side: self._maps.judge(Connection(client.address, address, protocol, port), side) for side in _BOTH}
 
     def _denied(self, outcome: Outcome, verdicts: dict[Direction, Answer]) -> Outcome:
@@ -68,27 +63,23 @@ class PolicyTrace:
         return replace(outcome, verdict="reject" if is_told else "drop", reason=reason, source_nat=False)
 
 
-def _is_nobody(client: Client) -> bool:
-    """Tell whether it is a pod that was named while nobody could say which address it has."""
-    return client.address is None and client.origin == "pod"
-
-
 def is_enforced(facts: Facts) -> bool:
     """Tell whether policy is on, of the agent that runs or ran last."""
     return facts.network_policy != "off"
 
 
 def address_of_pod(state_dir: Path, pod: str, facts: Facts, *, is_ipv4: bool) -> bytes | None:
-    """Ask the agent for a pod's address of a family; None where there is nobody to ask, or no need to.
+    """Ask the agent for a pod's address of a family; None where there is no need to.
 
-    Raises: EbproxyError, where there is no such pod, or it has no such address.
+    Raises: AgentUnreachable; EbproxyError, where there is no such pod, or it has no such address.
     """
     if not is_enforced(facts):
         return None
     try:
         found: list[str] | None = ask(state_dir, "pod_addresses", pod=pod)
-    except AgentUnreachable:
-        return None
+    except AgentUnreachable as error:
+        remedy = "give its address, `--from ADDRESS`, or start the agent (`ebproxy run`)"
+        raise AgentUnreachable(f"pod {pod} is not looked up, because no agent answers: {remedy}") from error
     if found is None:
         message = f"pod {pod} is not known; `ebproxy endpoint list` shows those of this node"
         raise EbproxyError(message)

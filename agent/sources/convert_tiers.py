@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from sys import intern
+from typing import Any
 
 import msgspec
 
@@ -59,15 +60,23 @@ def tier_rule(said: object, field: str, peers: str) -> TierRule:
 
 def _shaped(said: object, field: str, peers: str) -> TierIngressRule | TierEgressRule:
     """Convert a rule to its shape on the wire. Raises: _Unknown, for a field that is newer than we are."""
-    shape = TierIngressRule if peers == "from" else TierEgressRule
     try:
-        rule: TierIngressRule | TierEgressRule = shaped(said, shape, field)
+        rule: TierIngressRule | TierEgressRule = shaped(said, _shape(peers), field)
     except msgspec.ValidationError as error:
         found = explain(error)
         if found.reason == UNKNOWN_FIELD:
             raise _Unknown(found.field) from None
         raise
     return rule
+
+
+def rule_fields(peers: str) -> list[tuple[str, Any]]:
+    """List the fields of a rule of one direction, by name and shape on the wire."""
+    return [(it.encode_name, it.type) for it in msgspec.structs.fields(_shape(peers))]
+
+
+def _shape(peers: str) -> type[TierIngressRule | TierEgressRule]:
+    return TierIngressRule if peers == "from" else TierEgressRule
 
 
 def closed(said: object, unknown: str = "") -> TierRule:

@@ -25,8 +25,10 @@ KINDS = {
 }
 _LIST = ("v1", "List")
 _LISTS = {(version, f"{kind}List"): (version, kind) for version, kind in KINDS}
-# What looks like one of these kinds, and is what went before it.
-_OTHERS = frozenset({"AdminNetworkPolicy", "BaselineAdminNetworkPolicy"})
+_POLICY_GROUP = "policy.networking.k8s.io"
+_CLUSTER_NETWORK_POLICY = (f"{_POLICY_GROUP}/v1alpha2", "ClusterNetworkPolicy")
+# What went before a kind that is read: to be silent about it would leave open what somebody closed.
+_FORMER = frozenset({"AdminNetworkPolicy", "BaselineAdminNetworkPolicy"})
 _NESTING_LIMIT = 100
 # How alike a misspelt word is, of 1. The next of Kubernetes' own kinds, PodList to List, is at 0.73.
 _ALIKE = 0.75
@@ -122,8 +124,10 @@ def _add_object(contents: Contents, value: object, default: tuple[str, str], whe
 
 def _what_is_meant(type_of: tuple[str, str]) -> tuple[str, str] | None:
     """Find the type that another one is likely meant to be; lists are types that have just no place here."""
-    if type_of == _LIST or type_of in _LISTS or type_of[1].removesuffix("List") in _OTHERS:
+    if type_of == _LIST or type_of in _LISTS:
         return None
+    if type_of[1].removesuffix("List") in _FORMER and type_of[0].startswith(f"{_POLICY_GROUP}/"):
+        return _CLUSTER_NETWORK_POLICY
     found = [known for known in (*KINDS, _LIST) if _resembles(type_of, known)]
     return next((known for known in found if known[1] == type_of[1]), found[0] if found else None)
 

@@ -3,7 +3,7 @@
 What cannot be read of a NetworkPolicy's rule is left out, a peer or a port by itself, so that the rule allows less and
 the pods are isolated all the same. A ClusterNetworkPolicy's rule is closed as a whole, as is one that is not
 understood: it accepts nobody, or denies everybody. Whom a policy is about, in which directions, and when it decides has
-to be read, else there is nothing to be in force.
+to be read, else there is nothing to be in force: a direction that is not known to be isolated would be open unsaid.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from agent.core.records import Fault, ObjectKey
 from agent.sources import convert_policy as convert
 from agent.sources import convert_tiers as tiers
 from agent.sources.parts import Parts, mapping, read_as, sequence, shaped
+from agent.sources.reader import UNREADABLE, explain
 from agent.sources.wire_policy import (
     LabelSelector,
     PolicyPeer,
@@ -67,7 +68,7 @@ class _Parts(Parts):
         said = sequence(spec.get("policyTypes"), "spec.policyTypes")
         if not said:
             return True, spec.get("egress") not in (None, [])
-        types = [self.part(shaped, it, PolicyType, f"spec.policyTypes[{index}]") for index, it in enumerate(said)]
+        types = [shaped(it, PolicyType, f"spec.policyTypes[{index}]") for index, it in enumerate(said)]
         return "Ingress" in types, "Egress" in types
 
     def rules(self, said: object, field: str, peers: str) -> tuple[Rule, ...]:
@@ -102,12 +103,20 @@ class _Parts(Parts):
         found = self.part(sequence, said, field)
         if found is None:
             return (tiers.closed(None),)
-        return tuple(
-            [
-                self.part(tiers.tier_rule, it, f"{field}[{index}]", peers) or tiers.closed(it)
-                for index, it in enumerate(found)
-            ]
-        )
+        return tuple([self._tier_rule(it, f"{field}[{index}]", peers) for index, it in enumerate(found)])
+
+    def _tier_rule(self, said: object, field: str, peers: str) -> TierRule:
+        """Read one rule; of one that is closed, all fields at fault are told, and not the first alone."""
+        try:
+            return tiers.tier_rule(said, field, peers)
+        except UNREADABLE as error:
+            first = explain(error)
+        parts = Parts()
+        for name, shape in tiers.rule_fields(peers):
+            if isinstance(said, Mapping) and name in said:
+                parts.part(shaped, said[name], shape, f"{field}.{name}")
+        self.faults += dict.fromkeys([first, *parts.faults])
+        return tiers.closed(said)
 
 
 def _spec(value: object) -> Mapping[str, Any]:

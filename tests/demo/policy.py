@@ -92,10 +92,13 @@ def _flows(agent: Agent, since_ns: int, verdict: str) -> Iterator[dict[str, Any]
 
 
 def _show(screen: Screen, told: list[tuple[str, dict[str, Any]]]) -> None:
-    """Print the first flow of each pair of addresses, as `ebproxy flows` does."""
+    """Print the first flow of each pair of addresses, as `ebproxy flows` does but for what is equal in all of them.
+
+    So an IPv6 address and its port are not broken in two.
+    """
     rows = {(flow["source"]["address"], flow["destination"]["address"]): (node, row(flow)) for node, flow in told[::-1]}
-    cells = [(node, *shown[1:3], *shown[4:]) for node, shown in rows.values()]
-    screen.table(("node", "verdict", "direction", "source", "destination", "why"), cells)
+    cells = [(node, shown[1], *shown[4:]) for node, shown in rows.values()]
+    screen.table(("node", "verdict", "source", "destination", "why"), cells)
 
 
 def _enforced(agent: Agent) -> tuple[float, float]:

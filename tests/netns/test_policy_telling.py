@@ -363,6 +363,9 @@ def test_an_agent_that_is_gone_is_said_to_be_and_trace_names_rules_all_the_same(
             ran = told.agent.cli(*arguments)
             assert (ran.returncode, ran.stdout) == (1, "")
             assert "no agent answers" in ran.stderr
+        named = told.agent.cli("trace", "--from", "shop/shopper", "--to", f"{told.web[0].v4}:8080")
+        assert (named.returncode, named.stdout) == (1, "")
+        assert "pod shop/shopper is not looked up" in named.stderr
         said = told.agent.json("trace", "--from", told.shopper.v4, "--to", f"{told.web[0].v4}:8080")
         assert said["policy"]["ingress"] == {"verdict": "allow", "by": "NetworkPolicy shop/web, ingress rule 0"}
         denied = told.agent.json("trace", "--from", told.shopper.v4, "--to", f"{told.web[0].v4}:8081")

@@ -72,6 +72,16 @@ def test_the_pods_of_the_example_are_those_that_are_made() -> None:
     assert addresses == [f"10.244.0.{number}" for number in range(2, 2 + len(pods))]
 
 
+def test_what_is_pasted_behind_a_new_shell_is_a_block_of_its_own() -> None:
+    """What is behind it in one block waits in the first shell; a login shell forgets the PATH."""
+    section = (DOCS / "policy.md").read_text(encoding="utf-8").split("## ")[1]
+    blocks = re.findall(r"^```sh\n(.+?)^```$", section, re.MULTILINE | re.DOTALL)
+    shells = [block for block in blocks if "unshare" in block]
+
+    assert [re.sub(" +#.*", "", block.splitlines()[-1]).endswith(" unshare --net bash") for block in shells] == [True]
+    assert blocks[blocks.index(shells[0]) + 1].startswith("PATH=$PWD/.venv/bin:$PATH\n")
+
+
 FLOW = Flow(0, End(bytes(16), 1), End(bytes(16), 2), 6, 0, Direction.INGRESS, is_allowed=False, reason=Reason.POLICY)
 
 

@@ -751,6 +751,11 @@ class TestContents:
                 "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy",
             ),
             ("v1", "Pods", "v1 Pod"),
+            *(
+                ("policy.networking.k8s.io/v1alpha1", kind, "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy")
+                for former in ("AdminNetworkPolicy", "BaselineAdminNetworkPolicy")
+                for kind in (former, f"{former}List")
+            ),
         ],
     )
     def test_misspelt(self, version, kind, meant):
@@ -765,9 +770,7 @@ class TestContents:
         types = [("v1", kind) for kind in core.split()]
         types += [("apps/v1", "Deployment"), ("networking.k8s.io/v1", "ServiceCIDR"), ("batch/v1", "Job")]
         types += [("crd.projectcalico.org/v1", "NetworkPolicy"), ("policy/v1", "PodDisruptionBudget")]
-        types += [
-            ("policy.networking.k8s.io/v1alpha1", kind) for kind in ("AdminNetworkPolicy", "BaselineAdminNetworkPolicy")
-        ]
+        types += [("example.org/v1alpha1", "AdminNetworkPolicy")]
         types += [("config.openshift.io/v1", "Node"), ("metrics.k8s.io/v1beta1", "NodeMetrics")]
         text = "\n---\n".join(f"{{apiVersion: {version}, kind: {kind}{suffix}}}" for version, kind in types)
 

@@ -110,16 +110,6 @@ def cluster_policy(**spec):
             {"egress": {"to": []}}, (), (), "spec.egress", id="egress that is no list is isolated all the same"
         ),
         pytest.param(
-            {"policyTypes": ["Egress", "Sideways"], "egress": [{}]},
-            None,
-            (Rule(),),
-            "spec.policyTypes[1]",
-            id="a direction costs itself",
-        ),
-        pytest.param(
-            {"policyTypes": ["Sideways"]}, None, None, "spec.policyTypes[0]", id="the only direction: not by default"
-        ),
-        pytest.param(
             {"ingress": [{"from": [BAD_PEER], "ports": [BAD_PORT]}]},
             (Rule((), ()),),
             None,
@@ -169,6 +159,21 @@ def test_a_rule_of_a_tier_is_closed(said, action, wanted):
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "fields"),
+    [
+        pytest.param({"name": False, "action": "Refuse"}, ["action", "name"], id="both of another shape"),
+        pytest.param({"action": "Deny", "to": [{"networks": ["10.0.0.0"]}]}, ["to[0].networks[0]"], id="one alone"),
+        pytest.param({"action": "Ask", "to": 7, "protocols": 8}, ["action", "protocols", "to"], id="each of three"),
+    ],
+)
+def test_all_faults_of_a_tiers_rule_are_told(said, fields):
+    event = decode(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(egress=[{"to": [{"namespaces": {}}], **said}]))
+
+    assert sorted(event.field.split(", ")) == [f"spec.egress[0].{name}" for name in fields]
+    assert event.reason.count("; ") == len(fields) - 1
+
+
 def test_beside_a_rule_that_cannot_be_read_one_that_is_not_understood_is_closed():
     unread = {"action": "Deny", "to": [{"networks": ["10.0.0.0"]}]}
     newer = {"action": "Accept", "to": [{"namespaces": {}}], "ports": []}
@@ -199,6 +204,15 @@ def test_rules_of_a_tier_that_are_no_list_deny(said):
             id="podSelector",
         ),
         pytest.param(Kind.NETWORK_POLICY, network_policy(policyTypes="Both"), "spec.policyTypes", id="policyTypes"),
+        pytest.param(
+            Kind.NETWORK_POLICY, network_policy(policyTypes=["ingress"]), "spec.policyTypes[0]", id="the only direction"
+        ),
+        pytest.param(
+            Kind.NETWORK_POLICY,
+            network_policy(policyTypes=["Ingress", "egress"], egress=[{}]),
+            "spec.policyTypes[1]",
+            id="one of the directions",
+        ),
         pytest.param(Kind.NETWORK_POLICY, {"metadata": {"name": "web"}, "spec": 5}, "spec", id="spec"),
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(tier="Middle"), "spec.tier", id="tier"),
         pytest.param(Kind.CLUSTER_NETWORK_POLICY, cluster_policy(priority="high"), "spec.priority", id="priority"),

@@ -24,7 +24,7 @@ from agent.core.abi import (
 from agent.core.addresses import AddressRange, parse_address
 from agent.core.policy_planner import PolicySizes
 from agent.core.records import Protocol
-from agent.errors import EbproxyError
+from agent.errors import AgentUnreachable, EbproxyError
 from agent.observe.control import ControlServer
 from agent.observe.facts import Facts
 from agent.observe.policy_views import PolicyViews
@@ -174,7 +174,6 @@ CLIENTS = {
     "shopper": Client("pod", parse_address(SHOPPER)),
     "mute": Client("pod", parse_address(MUTE)),
     "stranger": Client("outside", parse_address(STRANGER)),
-    "nobody": Client("pod", None),
     "host": Client("host", None),
 }
 TRACES = {
@@ -188,7 +187,6 @@ TRACES = {
     "no service": (PASS, "shopper", {}, "pass", ALLOW, ALLOW, "left alone"),
     "no service, denied": (PASS, "stranger", {}, "drop", ALLOW, DENY, "policy denies the ingress"),
     "goes nowhere": (Outcome("reject", "no usable endpoint"), "mute", {}, "reject", ALLOW, ALLOW, "no usable"),
-    "unknown pod": (ONE, "nobody", {}, "forward", UNKNOWN, UNKNOWN, "at random"),
     "host": (ONE, "host", {}, "forward", ALLOW, ALLOW, "at random"),
 }
 
@@ -283,6 +281,10 @@ def test_a_pod_that_is_not_known_is_an_error(agent: Path, name: str, words: str)
         address_of_pod(agent, name, ON, is_ipv4=False)
 
 
-def test_a_pods_name_is_not_looked_up_without_policy_and_cannot_be_without_an_agent(agent: Path) -> None:
+def test_a_pods_name_is_not_looked_up_without_policy(agent: Path) -> None:
     assert address_of_pod(agent, "shop/nosuch", Facts(), is_ipv4=True) is None
-    assert address_of_pod(agent / "nowhere", "shop/nosuch", ON, is_ipv4=True) is None
+
+
+def test_a_pods_name_cannot_be_looked_up_without_an_agent(tmp_path: Path) -> None:
+    with pytest.raises(AgentUnreachable, match=r"pod shop/web is not looked up, .* no agent .* `--from ADDRESS`"):
+        address_of_pod(tmp_path, "shop/web", ON, is_ipv4=True)

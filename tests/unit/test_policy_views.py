@@ -238,6 +238,25 @@ def test_a_closed_rule_is_shown_as_it_is_written_and_as_closed(
     assert re.split(r"\s{2,}", row.strip()) == ["ingress 0", "-", action, expected[-1], "-"]
 
 
+DENIALS = {
+    "both directions": ({"ingress": [], "egress": []}, ["egress", "ingress"]),
+    "one of two": ({"ingress": [rule()], "egress": []}, ["egress"]),
+    "none": ({"ingress": [rule()]}, []),
+}
+
+
+@pytest.mark.parametrize(("rules", "denied"), DENIALS.values(), ids=DENIALS)
+def test_a_direction_without_a_rule_is_shown_to_allow_nobody(
+    node: PolicyNode, views: PolicyViews, capsys: pytest.CaptureFixture[str], rules, denied
+) -> None:
+    node.apply(network_policy("shop/deny", **rules))
+    (policy,) = (it for it in views.policies() if it["name"] == "deny")
+
+    _show(policy)
+    rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if "no rule" in row] == [[it, "-", "no rule", "allows nobody", "-"] for it in denied]
+
+
 def test_endpoints_say_what_concerns_them(views: PolicyViews, node: PolicyNode) -> None:
     said = {(it["pod"], it["address"]): it for it in views.endpoints()}
 

@@ -33,7 +33,7 @@ def make_policy(
     store = dataplane.store
     maps = PolicyMaps(store)
     formers = [directory for directory in layouts(dataplane.root) if directory != dataplane.directory]
-    is_awaited = dataplane.is_migrating and maps.adopt(formers, int(time.monotonic()))
+    is_awaited = dataplane.is_migrating and maps.adopt(formers, dataplane.former, int(time.monotonic()))
     maps.open(_switches(config))
     netlink = Netlink()
     found = dict(store.maps["pod_devices"].items())

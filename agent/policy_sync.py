@@ -153,6 +153,11 @@ class PolicySync:
             log.exception("policy cannot be planned; what is in force stays")
             self._recover(error)
 
+    def begin(self) -> None:
+        """Take note that the programs are turned on: until now they knew of no connection. Raises: DataplaneError."""
+        if not (self.maps.knows_connections or self._is_lost):
+            self.maps.apply(self.planner.begin(int(time.monotonic())))
+
     def sweep(self) -> None:
         """Take a turn at the connections, a millisecond of work, if it is time for that."""
         now = time.monotonic()

@@ -379,6 +379,8 @@ class Reconciler:
         """
         try:
             if self.policy is not None:
+                if not self.dataplane.is_in_use:
+                    self.policy.begin()
                 self.policy.maps.unsettle()
             changed = self.dataplane.activate()
             if self.policy is not None:

@@ -295,7 +295,7 @@ class Counter(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MapSpec:
-    """A map: its kind, layouts and capacity. ``carries_over`` = holds the state of sockets, kept across layouts."""
+    """A map: its kind, layouts and capacity. ``carries_over``: what sockets and connections have is kept."""
 
     name: str
     kind: MapKind

@@ -51,8 +51,7 @@ class PolicyPlanner:
         self._sizes = sizes
         self._overflow = SubjectFlag.FAIL_OPEN if fails_open else SubjectFlag.FAIL_CLOSED
         self._table = PolicyTable(sizes.policy, found.policy)
-        is_first = not (found.subjects or found.policy)
-        self._subjects = Subjects(found.subjects, sizes.subjects, since if is_first else 0)
+        self._subjects = Subjects(found.subjects, sizes.subjects, 0 if found.subjects else since)
         self._identities = Identities(numbers.identities, max(numbers.last_identity, self._highest(found)))
         self._naming = Naming(model, sizes, found, self._identities, self._subjects)
         rules = max((POLICY_ENTRY.packer.unpack(value)[0] for value in found.policy.values()), default=0)
@@ -188,6 +187,10 @@ class PolicyPlanner:
 
     def _flags(self, number: int) -> int:
         return self._rows.flags(number) | (self._overflow if number in self._failing else 0)
+
+    def begin(self, now: int) -> PolicyPlan:
+        """Plan to count from now, in seconds, how long pods may have connections that are not known."""
+        return self._subjects.begin(now)
 
     def place(self, devices: Mapping[bytes, int]) -> PolicyPlan:
         """Plan what subjects are to say of the devices that their pods are behind; no verdict changes by it."""

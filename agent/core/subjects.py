@@ -81,6 +81,18 @@ class Subjects:
         """List the pods by address that have no entry."""
         return {address: self.pods[address] for address in self.pods.keys() - self.entries.keys()}
 
+    def begin(self, now: int) -> PolicyPlan:
+        """Plan to have connections be known since now, where there may be older ones; no verdict changes by it."""
+        self._first_since = now if self._first_since else 0
+        self._since = {address: now if since else 0 for address, since in self._since.items()}
+        plan = PolicyPlan()
+        for address, value in self.entries.items():
+            identity, flags, since, device = SUBJECT.packer.unpack(value)
+            if since:
+                plan.subjects[address] = SUBJECT.packer.pack(identity, flags, now, device)
+        self.entries |= plan.subjects
+        return plan
+
     def place(self, devices: Mapping[bytes, int]) -> PolicyPlan:
         """Plan what they are to say of the devices that their pods are behind; no verdict changes by it."""
         self._places = dict(devices)

@@ -37,6 +37,7 @@ from agent.kernel.maps import MapStore
 from agent.kernel.node_maps import NodeMaps
 from agent.kernel.packet_path import PacketPath, wanted_programs
 from agent.kernel.programs import BIND_HOOKS, PacketProgram, ProgramOptions
+from agent.kernel.takeover import Takeover
 
 log = logging.getLogger("ebproxy.dataplane")
 
@@ -83,6 +84,8 @@ class Dataplane:
         self.is_active = False
         try:
             self.store = MapStore.open(self.directory, specs, former=tuple(layouts(self.root)))
+            former = [directory for directory in layouts(self.root) if directory != self.directory]
+            self.former = Takeover(self.store.maps, specs, former)
             self.programs = programs.open_or_load(self.directory, self.store, specs, options.programs)
         except BaseException:
             os.close(self._lock)  # so that whoever cleans up next does not meet a second agent in us
@@ -103,9 +106,12 @@ class Dataplane:
     @property
     def is_migrating(self) -> bool:
         """Whether the hooks run programs over another layout's maps: fill ours before ``activate``."""
-        frontends = self.store.maps["frontends"].info.id
-        former = attached_maps(self.root)
-        return bool(former) and frontends not in former
+        return bool(attached_maps(self.root)) and not self.is_in_use
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether any hook runs programs over this layout's maps."""
+        return self.store.maps["frontends"].info.id in attached_maps(self.root)
 
     def follow(self, network: Network, pod_cidrs: tuple[str, ...] | None) -> None:
         """Take in the node's network, and its Node's podCIDRs (None = not known yet: what a former agent said stays).
@@ -188,15 +194,15 @@ class Dataplane:
         Returns how many hooks changed. Raises: DataplaneError.
         """
         hooks = self._socket_programs()
-        self.store.take_over()
+        self.former.copy(is_older=self.is_migrating)
         changed = self._check_node()
         if self.options.cgroup is not None:
             changed += attach.attach(self.root / LINKS, self.options.cgroup, hooks)
         changed += attach.detach(self.root / LINKS, but=hooks)
         if self.options.cgroup is not None and self.options.socket_lb:
             selftest.prove_hook_fires(self.store, self.options.cgroup)
-        self.store.take_over()  # what began meanwhile
-        self.store.let_go_of_former()
+        self.former.copy(is_older=False)  # what began meanwhile
+        self.former.close()
         self._remove_former()
         self.is_active = True
         return changed
@@ -229,6 +235,7 @@ class Dataplane:
 
     def close(self) -> None:
         """Close descriptors; the kernel keeps forwarding by what is pinned."""
+        self.former.close()
         self.store.close()
         self.tables.close()
         self.programs.close()

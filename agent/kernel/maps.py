@@ -5,7 +5,6 @@ Maps live at ``<bpffs>/ebproxy/<layout>/<map>``. They are created, or opened and
 
 from __future__ import annotations
 
-import itertools
 import sys
 from array import array
 from collections import Counter as Tally
@@ -77,9 +76,6 @@ class MapStore:
     def __init__(self, maps: dict[str, bpf.Map]) -> None:
         self.maps = maps
         self.writes: Tally[str] = Tally()
-        self.carried: set[str] = set()
-        """Maps that go on with the state of a former layout's, which is shared or taken over."""
-        self._outgrown: list[tuple[str, bpf.Map]] = []
         self.build_table: Callable[[int, bytes], None] = lambda number, _: self.write_table(number, MAGLEV_NOWHERE)
 
     @classmethod
@@ -87,10 +83,8 @@ class MapStore:
         """Open the maps pinned in a layout's directory; create and pin what is not there.
 
         A map that holds the state of sockets or connections is shared with a ``former`` layout that has one just like
-        it, so that they go on as they were after a migration; see ``take_over`` for one of another size.
-        Raises: DataplaneError.
+        it, so that they go on as they were after a migration (``Takeover``: of another size). Raises: DataplaneError.
         """
-        former = tuple(path for path in former if path != directory)
         directory.mkdir(parents=True, exist_ok=True)
         _drop_halves(directory, specs)
         maps = {}
@@ -100,7 +94,6 @@ class MapStore:
             except OSError as error:
                 raise DataplaneError(f"map {spec.name} in {directory}: {error}") from error
         store = cls(maps)
-        store._find_former(specs, former)
         store._write_shared_segments()
         return store
 
@@ -112,41 +105,8 @@ class MapStore:
 
     def close(self) -> None:
         """Close the descriptors; the pins keep the maps."""
-        self.let_go_of_former()
         for opened in self.maps.values():
             opened.close()
-
-    def _find_former(self, specs: tuple[MapSpec, ...], former: tuple[Path, ...]) -> None:
-        for spec, directory in itertools.product((it for it in specs if it.carries_over), former):
-            opened = open_valid(directory / spec.name, spec, of_any_size=True)
-            if opened is None:
-                continue
-            is_shared = opened.info.id == self.maps[spec.name].info.id
-            if is_shared or spec.kind is MapKind.LRU_HASH:
-                self.carried.add(spec.name)
-            if is_shared or spec.kind is not MapKind.LRU_HASH:
-                opened.close()
-            else:
-                self._outgrown.append((spec.name, opened))
-
-    def take_over(self) -> None:
-        """Copy what former maps of another size hold and ours do not. Raises: DataplaneError."""
-        for name, former in self._outgrown:
-            ours = self.maps[name]
-            try:
-                there = {key for key, _ in ours.items()}
-                missing = [(key, value) for key, value in former.items() if key not in there][: ours.info.max_entries]
-                keys, values = (b"".join(entry[column] for entry in missing) for column in (0, 1))
-                if missing:
-                    ours.update_batch(keys, values, len(missing))
-            except OSError as error:
-                raise DataplaneError(f"taking over map {name}: {error}") from error
-            self.writes[name] += len(missing)
-
-    def let_go_of_former(self) -> None:
-        """Close the former maps: nothing is taken over any more."""
-        while self._outgrown:
-            self._outgrown.pop()[1].close()
 
     def _write_shared_segments(self) -> None:
         for base, drop in ((BASE_REJECT, False), (BASE_DROP, True)):

@@ -18,6 +18,7 @@ from agent.core.policy_plan import PolicyPlan, PolicyState
 from agent.errors import DataplaneError
 from agent.kernel import bpf
 from agent.kernel.maps import MapStore
+from agent.kernel.takeover import Takeover
 
 log = logging.getLogger("ebproxy.policy")
 TABLES = ("policy", "blocks", "identities", "subjects")
@@ -118,7 +119,7 @@ class PolicyMaps:
         raw = ((index, counters.lookup(U32.packer.pack(index))) for index in range(POLICY_COUNTERS))
         return {index: sum(array("Q", value or b"")) for index, value in raw}
 
-    def adopt(self, formers: Iterable[Path], now: int) -> bool:
+    def adopt(self, formers: Iterable[Path], takeover: Takeover, now: int) -> bool:
         """Copy what a former layout's maps hold, so that its verdicts go on under the new programs.
 
         Only where there is nothing yet, and all of it fits; where pods are is copied for itself. ``now``: since when
@@ -133,13 +134,14 @@ class PolicyMaps:
                 entries = {name: list(opened.items()) for name, opened in former.items()}
                 if not entries.get("subjects"):
                     continue
+                is_known = takeover.carries(directory, "connections", "policy_states")
+                self.knows_connections = is_known and (self.knows_connections or not is_left)
                 is_left = True
-                self.knows_connections = "connections" in self._store.carried
-                if not self.knows_connections:
+                if not is_known:
                     entries["subjects"] = [(key, _known_since(value, now)) for key, value in entries["subjects"]]
-                if self._is_empty(_PLACES) and self._takes(_PLACES, former[_PLACES], entries[_PLACES]):
+                if self._is_empty(_PLACES) and self._takes(_PLACES, former, entries):
                     self._put(_PLACES, entries[_PLACES])
-                if is_empty and all(self._takes(name, former[name], entries[name]) for name in TABLES):
+                if is_empty and all(self._takes(name, former, entries) for name in TABLES):
                     for name in TABLES:  # subjects last: what was cut short before them is begun anew
                         self._put(name, entries[name])
                     log.info("adopted policy of layout %s: %d entries", directory.name, sum(map(len, entries.values())))
@@ -149,10 +151,12 @@ class PolicyMaps:
     def _is_empty(self, name: str) -> bool:
         return not next(self._store.maps[name].items(), None)
 
-    def _takes(self, name: str, former: bpf.Map, entries: Sequence[object]) -> bool:
-        ours, theirs = self._store.maps[name].info, former.info
+    def _takes(self, name: str, former: Mapping[str, bpf.Map], entries: Mapping[str, Sequence[object]]) -> bool:
+        if name not in former:
+            return False
+        ours, theirs = self._store.maps[name].info, former[name].info
         is_alike = (ours.key_size, ours.value_size) == (theirs.key_size, theirs.value_size)
-        return is_alike and len(entries) <= ours.max_entries
+        return is_alike and len(entries[name]) <= ours.max_entries
 
     def _put(self, name: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
         if not entries:
@@ -203,12 +207,12 @@ def _known_since(subject: bytes, now: int) -> bytes:
 
 
 def _open_all(directory: Path, stack: contextlib.ExitStack) -> Mapping[str, bpf.Map]:
-    """Open a layout's maps of policy; nothing where one is missing."""
+    """Open those maps of policy that a layout has."""
     opened = {}
     for name in (*TABLES, _PLACES):
         try:
             opened[name] = bpf.Map(bpf.obj_get(directory / name))
-        except OSError:
-            return {}
+        except FileNotFoundError:
+            continue
         stack.callback(opened[name].close)
     return opened

@@ -156,6 +156,42 @@ def test_maps_that_were_replaced_are_filled_before_the_hooks_turn_to_them(opened
     assert opened().is_migrating
 
 
+def test_what_begins_while_the_hooks_turn_goes_on(opened, monkeypatch):
+    first = opened()
+    first.activate()
+    former = first.store.maps["conntrack"]
+    before, meanwhile, later = (bytes([number]) * former.info.key_size for number in (1, 2, 3))
+    former.update(before, bytes(former.info.value_size))
+    prove = dataplane.selftest.prove_hook_fires
+
+    def begin_meanwhile(*arguments: object) -> None:
+        prove(*arguments)  # type: ignore[arg-type]
+        former.update(meanwhile, bytes(former.info.value_size))
+
+    monkeypatch.setattr(dataplane.selftest, "prove_hook_fires", begin_meanwhile)
+    second = opened(sizes=replace(SIZES, conntrack=2048))
+    second.activate()
+    former.update(later, bytes(former.info.value_size))
+    second.former.copy(is_older=True)
+
+    assert {key for key, _ in second.store.maps["conntrack"].items()} == {before, meanwhile}
+
+
+def test_a_former_that_goes_on_is_copied_again(opened):
+    """The agent ended before its hooks turned."""
+    first = opened()
+    first.activate()
+    former = first.store.maps["conntrack"]
+    key, (old, new) = bytes(former.info.key_size), (bytes([n]) * former.info.value_size for n in (1, 2))
+    second = opened(sizes=replace(SIZES, conntrack=2048))
+    second.store.maps["conntrack"].update(key, old)
+    former.update(key, new)
+
+    second.activate()
+
+    assert second.store.maps["conntrack"].lookup(key) == new
+
+
 def test_a_layout_that_was_cut_short_hides_no_other(opened, bpffs):
     plane = opened()
     plane.activate()

@@ -118,53 +118,6 @@ def test_what_holds_the_state_of_sockets_is_carried_over_to_another_layout(store
     again.close()
 
 
-@pytest.mark.parametrize("name", ["peer_origins", "conntrack", "connections"])
-@pytest.mark.parametrize("size", [pytest.param(128, id="more"), pytest.param(32, id="less"), pytest.param(1, id="one")])
-def test_what_is_of_another_size_is_taken_over(bpffs, name, size):
-    one = MapStore.open(bpffs / "maps", map_specs(replace(SIZES, **{name: 64})))
-    former = one.maps[name]
-    entries = {bytes([number]) * former.info.key_size: bytes([number]) * former.info.value_size for number in range(24)}
-    for entry in entries.items():
-        former.update(*entry)
-    again = MapStore.open(bpffs / "other", map_specs(replace(SIZES, **{name: size})), former=(bpffs / "maps",))
-    ours = again.maps[name]
-
-    again.take_over()
-    assert name in again.carried
-    assert dict(ours.items()).items() <= entries.items()
-    assert len(dict(ours.items())) == min(len(entries), size)
-
-    if size > 1:
-        newer, later = bytes(former.info.value_size), bytes([99]) * former.info.key_size
-        ours.update(next(iter(entries)), newer)
-        former.update(later, newer)
-        again.take_over()
-        assert dict(ours.items()) == entries | {next(iter(entries)): newer, later: newer}, "ours are the younger ones"
-
-    again.let_go_of_former()
-    former.update(bytes([100]) * former.info.key_size, bytes(former.info.value_size))
-    again.take_over()
-    assert bytes([100]) * former.info.key_size not in dict(ours.items())
-    again.close()
-    one.close()
-
-
-@pytest.mark.parametrize("change", ["none", "value"])
-def test_state_is_carried_where_it_means_the_same(store, bpffs, change):
-    """A layout by itself has no former; and what another version wrote otherwise is not read."""
-    directory, formers = bpffs / "maps", (bpffs / "maps",)
-    specs = SPECS
-    if change == "value":
-        directory = bpffs / "other"
-        specs = tuple(replace(it, value=U64) if it.name == "connections" else it for it in SPECS)
-    again = MapStore.open(directory, specs, former=formers)
-
-    assert ("connections" in again.carried, "conntrack" in again.carried) == (False, change == "value")
-    again.take_over()
-    assert not dict(again.maps["connections"].items())
-    again.close()
-
-
 def test_a_directory_that_cannot_hold_maps_is_a_dataplane_error(tmp_path):
     with pytest.raises(DataplaneError, match="frontends"):
         MapStore.open(tmp_path, SPECS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from agent.kernel.maps import MapStore
 from agent.kernel.node_maps import NodeMaps
 from agent.kernel.pod_devices import POD_KIND, PodDevices
 from agent.kernel.policy_maps import PolicyMaps, PolicySwitches
+from agent.kernel.takeover import Takeover
 from agent.observe.metrics import Metrics
 from agent.observe.numbers import NumberFile
 from agent.policy_sync import PolicyOptions, PolicySync
@@ -136,29 +137,34 @@ class TestAdoption:
             maps.apply(plan)
         return maps
 
-    def other(self, directory: Path, **sizes: int) -> tuple[MapStore, PolicyMaps]:
-        specs = map_specs(replace(SIZES, identities=64, blocks=64, policy=1024, subjects=64, **sizes))
-        opened = MapStore.open(directory / "next", specs, former=(directory / "now",))
-        return opened, PolicyMaps(opened)
+    @contextmanager
+    def following(
+        self, directory: Path, *, keeps_connections: bool = True, **sizes: int
+    ) -> Iterator[tuple[PolicyMaps, Takeover, MapStore]]:
+        """Open the layout that comes after that of ``store``; without ``keeps_connections`` it has them otherwise."""
+        specs = map_specs(replace(SIZES, **{"identities": 64, "blocks": 64, "policy": 1024, "subjects": 64} | sizes))
+        if not keeps_connections:
+            specs = tuple(replace(it, value=U64) if it.name == "connections" else it for it in specs)
+        formers = (directory / "now",)
+        with (
+            closing(MapStore.open(directory / "next", specs, former=formers)) as opened,
+            closing(Takeover(opened.maps, specs, formers)) as takeover,
+        ):
+            yield PolicyMaps(opened), takeover, opened
 
     @pytest.fixture
     def directory(self, bpf_mount, tmp_path) -> Path:
         return bpf_mount / tmp_path.name
 
     def test_everything_is_copied(self, filled, directory):
-        opened, maps = self.other(directory)
-
-        assert not maps.adopt([directory / "nothing", directory / "now"], NOW), "nothing is lacking"
-        assert maps.read() == filled.read()
-        opened.close()
+        with self.following(directory) as (maps, takeover, _):
+            assert not maps.adopt([directory / "nothing", directory / "now"], takeover, NOW), "nothing is lacking"
+            assert maps.read() == filled.read()
 
     @pytest.mark.parametrize("is_known", [True, False])
     def test_subjects_have_older_connections_where_those_are_not_known(self, filled, directory, is_known):
-        specs = map_specs(replace(SIZES, identities=64, blocks=64, policy=1024, subjects=64))
-        specs = specs if is_known else tuple(replace(it, value=U64) if it.name == "connections" else it for it in specs)
-        with closing(MapStore.open(directory / "next", specs, former=(directory / "now",))) as opened:
-            maps = PolicyMaps(opened)
-            assert not maps.adopt([directory / "now"], NOW)
+        with self.following(directory, keeps_connections=is_known) as (maps, takeover, _):
+            assert not maps.adopt([directory / "now"], takeover, NOW)
 
             assert maps.knows_connections == is_known
             before, after = (
@@ -168,30 +174,42 @@ class TestAdoption:
             since = {key: fields[2] if is_known else NOW for key, fields in before.items()}
             assert {key: (*fields[:2], since[key], fields[3]) for key, fields in before.items()} == after
 
+    def test_connections_are_known_where_those_of_each_former_are(self, filled, directory):
+        """One was left over that never ran; what the other knows is in another form."""
+        with self.following(directory, keeps_connections=False) as (maps, takeover, _):
+            assert not maps.adopt([directory / "now"], takeover, NOW)
+        formers = [directory / "next", directory / "now"]
+        with self.following(directory, policy=1) as (maps, _, opened):
+            specs = tuple(it for it in POLICY_SPECS if it.name in {"connections", "policy_states"})
+            with closing(Takeover(opened.maps, specs, [directory / "now"])) as takeover:
+                assert maps.adopt(formers, takeover, NOW)
+
+            assert not maps.knows_connections
+
     @pytest.mark.parametrize("policy", [pytest.param(1024, id="with all else"), pytest.param(1, id="alone")])
     def test_where_pods_are_is_copied(self, store, filled, directory, policy):
         places = {U32.packer.pack(number): bytes([number]) * 32 for number in (7, 8)}
         NodeMaps(store).write("pod_devices", places)
-        specs = map_specs(replace(SIZES, identities=64, blocks=64, policy=policy, subjects=64))
-        with closing(MapStore.open(directory / "next", specs)) as opened:
-            assert PolicyMaps(opened).adopt([directory / "now"], NOW) == (policy == 1)
+        with self.following(directory, policy=policy) as (maps, takeover, opened):
+            assert maps.adopt([directory / "now"], takeover, NOW) == (policy == 1)
 
             assert dict(opened.maps["pod_devices"].items()) == places
 
     def test_what_is_there_already_stays(self, filled, directory):
-        opened, maps = self.other(directory)
-        maps.apply(PolicyPlan(subjects={bytes(16): bytes(SUBJECT.size)}))
+        with self.following(directory) as (maps, takeover, _):
+            maps.apply(PolicyPlan(subjects={bytes(16): bytes(SUBJECT.size)}))
 
-        assert maps.adopt([directory / "now"], NOW), "it may be a part"
-        assert maps.read().policy == {}
-        opened.close()
+            assert maps.adopt([directory / "now"], takeover, NOW), "it may be a part"
+            assert maps.read().policy == {}
 
     def test_what_does_not_fit_is_left(self, filled, directory):
-        specs = map_specs(replace(SIZES, identities=64, blocks=64, policy=1, subjects=64))
-        opened = MapStore.open(directory / "next", specs)
-        maps = PolicyMaps(opened)
+        with self.following(directory, policy=1) as (maps, takeover, _):
+            assert maps.adopt([directory / "now"], takeover, NOW)
+            assert maps.read().subjects == {}
+            assert not maps.adopt([directory / "nothing"], takeover, NOW)
 
-        assert maps.adopt([directory / "now"], NOW)
-        assert maps.read().subjects == {}
-        assert not maps.adopt([directory / "nothing"], NOW)
-        opened.close()
+    def test_a_former_that_lacks_a_map_enforces_all_the_same(self, filled, directory):
+        (directory / "now" / "blocks").unlink()
+        with self.following(directory) as (maps, takeover, _):
+            assert maps.adopt([directory / "now"], takeover, NOW)
+            assert maps.read().subjects == {}

@@ -95,6 +95,7 @@ class _Names:
 class _Dataplane:
     layout = "simulated"
     is_active = False
+    is_in_use = True
     is_behind = False
 
     def __init__(self, maps: WatchedMaps, sizes: MapSizes) -> None:

@@ -150,6 +150,41 @@ def test_nothing_is_in_force_before_every_list_is_there(node, missing):
     assert node.sync.is_settled
 
 
+def since(node: Node) -> set[int]:
+    return {SUBJECT.packer.unpack(value)[2] for value in node.sync.maps.read().subjects.values()}
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_how_long_pods_may_have_older_connections_counts_from_when_the_programs_are_turned_on(node, is_known):
+    node.list(WEB, SHOP, DENY)
+    started = int(node.clock.now)
+    assert since(node) == {started}
+    node.clock.now += 660
+    node.sync.maps.knows_connections = is_known
+    node.sync.begin()
+
+    assert since(node) == {started + (0 if is_known else 660)}
+    assert not node.sync.planner.differences(node.sync.maps.read())
+    node.take(Upsert(pod("late", "10.0.0.77")))
+    node.sync.turn()
+    assert since(node) == {0, started + (0 if is_known else 660)}, "who comes later has none that is older"
+
+
+def test_what_is_known_for_long_does_not_begin_again(node):
+    node.list(WEB, SHOP, DENY)
+    node.start()
+    node.list(WEB, SHOP, DENY)
+    for address, value in node.sync.maps.read().subjects.items():
+        identity, flags, _, device = SUBJECT.packer.unpack(value)
+        node.store.maps["subjects"].update(address, SUBJECT.packer.pack(identity, flags, 0, device))
+    node.start()
+    node.list(WEB, SHOP, DENY)
+    node.clock.now += 60
+    node.sync.begin()
+
+    assert since(node) == {0}
+
+
 @pytest.mark.parametrize("overdue", ["drift", "devices"])
 def test_before_every_list_is_there_nothing_is_due_but_connections(node, overdue):
     """A turn does nothing then: what is over was due for ever, and the reconciler span."""

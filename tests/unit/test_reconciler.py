@@ -160,6 +160,9 @@ class Awaited:
     def turn(self) -> None:
         self.seen.append(("turn", self._agent.reconciler.dataplane.is_active))
 
+    def begin(self) -> None:
+        self.seen.append(("begin", self._agent.reconciler.dataplane.is_active))
+
     def unsettle(self) -> None:
         self.seen.append(("unsettle", self._agent.reconciler.dataplane.is_active))
 
@@ -172,6 +175,18 @@ def awaited(agent) -> Awaited:
     policy = agent.reconciler.policy = Awaited(agent)
     agent.reconciler.dataplane.is_active = False
     return policy
+
+
+@pytest.mark.parametrize("is_in_use", [True, False])
+def test_policy_begins_with_the_first_hook_that_is_turned(agent, awaited, is_in_use):
+    """Not with an agent that starts again: what it knows of connections it has known since."""
+    agent.reconciler.dataplane.is_in_use = is_in_use
+    awaited.is_settled = True
+    submit(agent, "10.0.0.1")
+    turn(agent)
+
+    begun = [] if is_in_use else [("begin", False)]
+    assert awaited.seen == [("turn", False), *begun, ("unsettle", False), ("settle", True)]
 
 
 def test_another_layout_is_not_turned_to_before_it_enforces_what_the_former_does(agent, awaited):

@@ -51,29 +51,33 @@ def test_sockets_that_collide_all_know_what_they_asked_for(tiny, protocol, famil
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_closed_socket_gives_its_slot_back(scene, name, protocol, family):
     ips = scene.publish(name, scene.web)
-    before = taken(scene.agent)[0]
+    before = taken(scene.agent)
     opened = [scene.pod.open(protocol, family) for _ in range(8)]
     for sock in opened:
         sock.connect(ips[family == 6], 80)
-    assert taken(scene.agent)[0] == before + 8
+    now = taken(scene.agent)
+    assert now[0] > before[0]
+    assert sum(now) == sum(before) + 8, "where another socket has the slot the other map has it"
 
     for sock in opened:
         sock.close()
 
-    assert taken(scene.agent)[0] == before
+    assert taken(scene.agent)[0] == before[0]
 
 
 def test_a_process_that_is_killed_gives_its_slots_back(scene, name):
     ips = scene.publish(name, scene.web)
-    before = taken(scene.agent)[0]
+    before = taken(scene.agent)
     client = scene.shopper.client()
     for _ in range(4):
         client.open("tcp", 4).connect(ips[0], 80)
-    assert taken(scene.agent)[0] == before + 4
+    now = taken(scene.agent)
+    assert now[0] > before[0]
+    assert sum(now) == sum(before) + 4, "where another socket has the slot the other map has it"
 
     client.close()
 
-    assert taken(scene.agent)[0] == before
+    assert taken(scene.agent)[0] == before[0]
 
 
 @pytest.mark.parametrize("family", [4, 6])

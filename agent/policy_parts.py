@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 
 from agent.config import Config
@@ -13,7 +12,7 @@ from agent.core.policy_model import PolicyModel
 from agent.core.policy_plan import PolicySizes
 from agent.core.records import ObjectKey
 from agent.kernel.connections import ConnectionSweep
-from agent.kernel.dataplane import Dataplane, layouts
+from agent.kernel.dataplane import Dataplane
 from agent.kernel.neighbours import ask_device, solicit
 from agent.kernel.netlink import Netlink
 from agent.kernel.node_maps import NodeMaps
@@ -32,8 +31,7 @@ def make_policy(
     """Build everything, over what the maps hold. Raises: DataplaneError, OSError."""
     store = dataplane.store
     maps = PolicyMaps(store)
-    formers = [directory for directory in layouts(dataplane.root) if directory != dataplane.directory]
-    is_awaited = dataplane.is_migrating and maps.adopt(formers, dataplane.former, int(time.monotonic()))
+    is_awaited = dataplane.is_migrating and maps.adopt(dataplane.former)
     maps.open(_switches(config))
     netlink = Netlink()
     found = dict(store.maps["pod_devices"].items())

@@ -258,14 +258,14 @@ static __always_inline void policy_learn(struct __sk_buff *skb, struct work *wor
 static __always_inline bool policy_admit_receiver(struct work *work, struct connection *connection,
 						  const struct policy_case *known)
 {
-	const struct packet *packet = &work->packet;
 	struct flow_event *event = &work->received;
+	struct packet *packet = &work->packet;
 	struct subject *receiver;
 
 	/* What is over with its first packet is judged again with it at the receiver's. */
 	if (work->has_back || packet->flags & TCP_RST)
 		return false;
-	receiver = subjects.lookup((struct address *)&packet->tuple.destination);
+	receiver = subjects.lookup(&packet->tuple.destination);
 	if (!receiver || !receiver->device || receiver->device == packet->ifindex)
 		return false;
 	work->subject = *receiver;
@@ -313,7 +313,6 @@ static __always_inline struct connection *policy_find(struct work *work, struct 
 	}
 	known->turned = policy_key_of(tuple, &known->key);
 	found = connections.lookup(&known->key);
-	known->is_received = false;
 	if (leaves || (found && !policy_opens(&work->packet)) || !policy_see_through(work, tuple))
 		return found;
 	known->is_own = false;
@@ -391,6 +390,7 @@ static __always_inline bool policy_admit(struct __sk_buff *skb, struct work *wor
 	if (!leaves && unlikely(policy_is_for_many(skb)))
 		return policy_admit_for_many(work);
 	now = conntrack_now(work);
+	known.is_received = false;
 	found = policy_find(work, &known, leaves);
 	begins = policy_begins(work, found, &known, now);
 	if (!begins && found) {

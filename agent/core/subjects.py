@@ -82,14 +82,13 @@ class Subjects:
         return {address: self.pods[address] for address in self.pods.keys() - self.entries.keys()}
 
     def begin(self, now: int) -> PolicyPlan:
-        """Plan to have connections be known since now, where there may be older ones; no verdict changes by it."""
-        self._first_since = now if self._first_since else 0
-        self._since = {address: now if since else 0 for address, since in self._since.items()}
+        """Plan to have connections be known since now, in seconds; no verdict changes by it."""
+        self._first_since = now
+        self._since = dict.fromkeys(self._since.keys() | self.entries.keys(), now)
         plan = PolicyPlan()
         for address, value in self.entries.items():
-            identity, flags, since, device = SUBJECT.packer.unpack(value)
-            if since:
-                plan.subjects[address] = SUBJECT.packer.pack(identity, flags, now, device)
+            identity, flags, _, device = SUBJECT.packer.unpack(value)
+            plan.subjects[address] = SUBJECT.packer.pack(identity, flags, now, device)
         self.entries |= plan.subjects
         return plan
 

@@ -83,8 +83,8 @@ class Dataplane:
         self.directory = self.root / self.layout
         self.is_active = False
         try:
-            self.store = MapStore.open(self.directory, specs, former=tuple(layouts(self.root)))
-            former = [directory for directory in layouts(self.root) if directory != self.directory]
+            former = tuple(directory for directory in layouts(self.root) if directory != self.directory)
+            self.store = MapStore.open(self.directory, specs, former)
             self.former = Takeover(self.store.maps, specs, former)
             self.programs = programs.open_or_load(self.directory, self.store, specs, options.programs)
         except BaseException:
@@ -106,7 +106,8 @@ class Dataplane:
     @property
     def is_migrating(self) -> bool:
         """Whether the hooks run programs over another layout's maps: fill ours before ``activate``."""
-        return bool(attached_maps(self.root)) and not self.is_in_use
+        used = attached_maps(self.root)
+        return bool(used) and self.store.maps["frontends"].info.id not in used
 
     @property
     def is_in_use(self) -> bool:
@@ -194,7 +195,7 @@ class Dataplane:
         Returns how many hooks changed. Raises: DataplaneError.
         """
         hooks = self._socket_programs()
-        self.former.copy(is_older=self.is_migrating)
+        self.former.copy(is_older=not self.is_in_use)
         changed = self._check_node()
         if self.options.cgroup is not None:
             changed += attach.attach(self.root / LINKS, self.options.cgroup, hooks)

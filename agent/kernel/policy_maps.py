@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.core.abi import POLICY_COUNTERS, POLICY_STATE, SUBJECT, U32
+from agent.core.abi import POLICY_COUNTERS, POLICY_STATE, U32
 from agent.core.policy_plan import PolicyPlan, PolicyState
 from agent.errors import DataplaneError
 from agent.kernel import bpf
@@ -24,11 +24,14 @@ log = logging.getLogger("ebproxy.policy")
 TABLES = ("policy", "blocks", "identities", "subjects")
 """The maps of a plan, in the order they are written."""
 _PLACES = "pod_devices"
+_STATE = ("connections", "policy_states")
+"""Of which a layout has to hold all, for its connections to be known: entries, and what their generations count."""
 _ONLY = U32.packer.pack(0)
 _FIRST = 2
 _IS_STRICT, _IS_FULL = 1, 2
 """Why pods of this node that are no subjects are held: so it was set, or there is no room for one of them."""
 _ALL_BITS = (1 << 32) - 1
+_Entries = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class PolicyMaps:
         self._store = store
         self.generation = 0
         self.knows_connections = False
-        """Whether the connections that a former layout's programs allowed are known to ours."""
+        """Whether the connections that a former layout's programs allowed are known to ours, all of them."""
         self._switches = PolicySwitches()
         self._is_full = False
 
@@ -119,44 +122,34 @@ class PolicyMaps:
         raw = ((index, counters.lookup(U32.packer.pack(index))) for index in range(POLICY_COUNTERS))
         return {index: sum(array("Q", value or b"")) for index, value in raw}
 
-    def adopt(self, formers: Iterable[Path], takeover: Takeover, now: int) -> bool:
+    def adopt(self, former: Takeover) -> bool:
         """Copy what a former layout's maps hold, so that its verdicts go on under the new programs.
 
-        Only where there is nothing yet, and all of it fits; where pods are is copied for itself. ``now``: since when
-        connections are known, in seconds, where those of before are not. Returns whether a former layout enforces what
-        these maps lack. Raises: DataplaneError.
+        Only where there is nothing yet, and all of it fits; where pods are is copied for itself. Returns whether a
+        former layout enforces what these maps lack. Raises: DataplaneError, OSError.
         """
+        read = {directory: _read_tables(directory) for directory in former.directories}
+        enforcing = {directory: tables for directory, tables in read.items() if tables.get("subjects")}
+        self.knows_connections = bool(enforcing) and all(former.carries(it, *_STATE) for it in enforcing)
         is_empty = self._is_empty("subjects")
-        is_left = False
-        for directory in formers:
-            with contextlib.ExitStack() as stack:
-                former = _open_all(directory, stack)
-                entries = {name: list(opened.items()) for name, opened in former.items()}
-                if not entries.get("subjects"):
-                    continue
-                is_known = takeover.carries(directory, "connections", "policy_states")
-                self.knows_connections = is_known and (self.knows_connections or not is_left)
-                is_left = True
-                if not is_known:
-                    entries["subjects"] = [(key, _known_since(value, now)) for key, value in entries["subjects"]]
-                if self._is_empty(_PLACES) and self._takes(_PLACES, former, entries):
-                    self._put(_PLACES, entries[_PLACES])
-                if is_empty and all(self._takes(name, former, entries) for name in TABLES):
-                    for name in TABLES:  # subjects last: what was cut short before them is begun anew
-                        self._put(name, entries[name])
-                    log.info("adopted policy of layout %s: %d entries", directory.name, sum(map(len, entries.values())))
-                    return False
-        return is_left
+        for directory, tables in enforcing.items():
+            if self._is_empty(_PLACES) and self._takes(_PLACES, tables):
+                self._put(_PLACES, tables[_PLACES])
+            if is_empty and all(self._takes(name, tables) for name in TABLES):
+                for name in TABLES:  # subjects last: what was cut short before them is begun anew
+                    self._put(name, tables[name])
+                log.info("adopted policy of layout %s: %d entries", directory.name, sum(map(len, tables.values())))
+                return False
+        return bool(enforcing)
 
     def _is_empty(self, name: str) -> bool:
         return not next(self._store.maps[name].items(), None)
 
-    def _takes(self, name: str, former: Mapping[str, bpf.Map], entries: Mapping[str, Sequence[object]]) -> bool:
-        if name not in former:
-            return False
-        ours, theirs = self._store.maps[name].info, former[name].info
-        is_alike = (ours.key_size, ours.value_size) == (theirs.key_size, theirs.value_size)
-        return is_alike and len(entries[name]) <= ours.max_entries
+    def _takes(self, name: str, tables: Mapping[str, _Entries]) -> bool:
+        """Whether a former map is there, means the same by its sizes, and fits."""
+        info = self._store.maps[name].info
+        sizes = {(len(key), len(value)) for key, value in tables.get(name, ())}
+        return name in tables and sizes <= {(info.key_size, info.value_size)} and len(tables[name]) <= info.max_entries
 
     def _put(self, name: str, entries: Sequence[tuple[bytes, bytes]]) -> None:
         if not entries:
@@ -199,20 +192,13 @@ def _writing(name: str) -> Iterator[None]:
         raise DataplaneError(f"writing map {name}: {error}") from error
 
 
-def _known_since(subject: bytes, now: int) -> bytes:
-    if len(subject) != SUBJECT.size:
-        return subject  # another layout's, which is not adopted
-    identity, flags, _, device = SUBJECT.packer.unpack(subject)
-    return SUBJECT.packer.pack(identity, flags, now, device)
-
-
-def _open_all(directory: Path, stack: contextlib.ExitStack) -> Mapping[str, bpf.Map]:
-    """Open those maps of policy that a layout has."""
-    opened = {}
+def _read_tables(directory: Path) -> dict[str, _Entries]:
+    """Read those maps of policy that a layout has."""
+    found = {}
     for name in (*TABLES, _PLACES):
-        try:
-            opened[name] = bpf.Map(bpf.obj_get(directory / name))
-        except FileNotFoundError:
-            continue
-        stack.callback(opened[name].close)
-    return opened
+        with (
+            contextlib.suppress(FileNotFoundError),
+            contextlib.closing(bpf.Map(bpf.obj_get(directory / name))) as opened,
+        ):
+            found[name] = [*opened.items()]
+    return found

@@ -7,8 +7,8 @@ write it yet, and once they have turned what ours lacks, as what both have is yo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from itertools import product
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, product
 from pathlib import Path
 
 from agent.core.abi import MapKind, MapSpec
@@ -16,17 +16,19 @@ from agent.kernel import bpf
 from agent.kernel.maps import open_valid
 
 log = logging.getLogger("ebproxy.dataplane")
+_BATCH = 4096
 
 
 class Takeover:
-    """What goes on of former layouts, given by their directories."""
+    """What goes on of former layouts, which have these ``directories``."""
 
-    def __init__(self, maps: Mapping[str, bpf.Map], specs: Iterable[MapSpec], formers: Iterable[Path]) -> None:
+    def __init__(self, maps: Mapping[str, bpf.Map], specs: Iterable[MapSpec], directories: Sequence[Path]) -> None:
         """Open what is to be copied. Raises: OSError."""
+        self.directories = directories
         self._maps = maps
         self._outgrown: list[tuple[str, bpf.Map]] = []
         self._whole: set[tuple[str, Path]] = set()
-        for spec, directory in product((it for it in specs if it.carries_over), formers):
+        for spec, directory in product((it for it in specs if it.carries_over), directories):
             if former := open_valid(directory / spec.name, spec, of_any_size=True):
                 self._find(spec, directory, former)
 
@@ -66,15 +68,10 @@ class Takeover:
 
 def _copy(former: bpf.Map, ours: bpf.Map, *, is_older: bool) -> int:
     there = set() if is_older else {key for key, _ in ours.items()}
-    room = free = ours.info.max_entries - len(there)
-    key_size, value_size = ours.info.key_size, ours.info.value_size
-    for keys, values, count in former.batches():
-        rows = [row for row in range(count) if keys[row * key_size : (row + 1) * key_size] not in there][:free]
-        if rows:
-            ours.update_batch(
-                b"".join(keys[row * key_size : (row + 1) * key_size] for row in rows),
-                b"".join(values[row * value_size : (row + 1) * value_size] for row in rows),
-                len(rows),
-            )
-            free -= len(rows)
-    return room - free
+    missing = islice((entry for entry in former.items() if entry[0] not in there), ours.info.max_entries - len(there))
+    count = 0
+    while entries := list(islice(missing, _BATCH)):
+        keys, values = (b"".join(column) for column in zip(*entries, strict=True))
+        ours.update_batch(keys, values, len(entries))
+        count += len(entries)
+    return count

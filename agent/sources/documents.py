@@ -25,10 +25,11 @@ KINDS = {
 }
 _LIST = ("v1", "List")
 _LISTS = {(version, f"{kind}List"): (version, kind) for version, kind in KINDS}
-_POLICY_GROUP = "policy.networking.k8s.io"
-_CLUSTER_NETWORK_POLICY = (f"{_POLICY_GROUP}/v1alpha2", "ClusterNetworkPolicy")
 # What went before a kind that is read: to be silent about it would leave open what somebody closed.
-_FORMER = frozenset({"AdminNetworkPolicy", "BaselineAdminNetworkPolicy"})
+_SUCCESSOR = ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy")
+_FORMER = frozenset(
+    ("policy.networking.k8s.io/v1alpha1", kind) for kind in ("AdminNetworkPolicy", "BaselineAdminNetworkPolicy")
+)
 _NESTING_LIMIT = 100
 # How alike a misspelt word is, of 1. The next of Kubernetes' own kinds, PodList to List, is at 0.73.
 _ALIKE = 0.75
@@ -126,8 +127,8 @@ def _what_is_meant(type_of: tuple[str, str]) -> tuple[str, str] | None:
     """Find the type that another one is likely meant to be; lists are types that have just no place here."""
     if type_of == _LIST or type_of in _LISTS:
         return None
-    if type_of[1].removesuffix("List") in _FORMER and type_of[0].startswith(f"{_POLICY_GROUP}/"):
-        return _CLUSTER_NETWORK_POLICY
+    if (type_of[0], type_of[1].removesuffix("List")) in _FORMER:
+        return _SUCCESSOR
     found = [known for known in (*KINDS, _LIST) if _resembles(type_of, known)]
     return next((known for known in found if known[1] == type_of[1]), found[0] if found else None)
 

@@ -30,7 +30,6 @@ from tests.bpf.conftest import POLICY_SPECS, SIZES
 from tests.policy_builders import PolicyNode, cidr, network_policy, pod, pods, rule, selector, tcp
 from tests.policy_store import ONLY, FakeStore
 
-NOW = 68_000
 WEB = pod("web", "10.0.0.1", "fd00::1", app="web")
 SHOP = pod("shop", "10.0.0.2", "fd00::2", app="shop")
 HISTORY = [
@@ -139,13 +138,13 @@ class TestAdoption:
 
     @contextmanager
     def following(
-        self, directory: Path, *, keeps_connections: bool = True, **sizes: int
+        self, directory: Path, *names: str, keeps_connections: bool = True, **sizes: int
     ) -> Iterator[tuple[PolicyMaps, Takeover, MapStore]]:
         """Open the layout that comes after that of ``store``; without ``keeps_connections`` it has them otherwise."""
         specs = map_specs(replace(SIZES, **{"identities": 64, "blocks": 64, "policy": 1024, "subjects": 64} | sizes))
         if not keeps_connections:
             specs = tuple(replace(it, value=U64) if it.name == "connections" else it for it in specs)
-        formers = (directory / "now",)
+        formers = tuple(directory / name for name in names or ["now"])
         with (
             closing(MapStore.open(directory / "next", specs, former=formers)) as opened,
             closing(Takeover(opened.maps, specs, formers)) as takeover,
@@ -157,33 +156,25 @@ class TestAdoption:
         return bpf_mount / tmp_path.name
 
     def test_everything_is_copied(self, filled, directory):
-        with self.following(directory) as (maps, takeover, _):
-            assert not maps.adopt([directory / "nothing", directory / "now"], takeover, NOW), "nothing is lacking"
+        with self.following(directory, "nothing", "now") as (maps, takeover, _):
+            assert not maps.adopt(takeover), "nothing is lacking"
             assert maps.read() == filled.read()
 
     @pytest.mark.parametrize("is_known", [True, False])
-    def test_subjects_have_older_connections_where_those_are_not_known(self, filled, directory, is_known):
+    def test_connections_are_known_where_they_are_kept_alike(self, filled, directory, is_known):
         with self.following(directory, keeps_connections=is_known) as (maps, takeover, _):
-            assert not maps.adopt([directory / "now"], takeover, NOW)
+            assert not maps.adopt(takeover)
 
             assert maps.knows_connections == is_known
-            before, after = (
-                {key: SUBJECT.packer.unpack(value) for key, value in it.read().subjects.items()}
-                for it in (filled, maps)
-            )
-            since = {key: fields[2] if is_known else NOW for key, fields in before.items()}
-            assert {key: (*fields[:2], since[key], fields[3]) for key, fields in before.items()} == after
+            assert maps.read() == filled.read()
 
     def test_connections_are_known_where_those_of_each_former_are(self, filled, directory):
-        """One was left over that never ran; what the other knows is in another form."""
+        """One was left over that never ran, and does not keep them as we do."""
         with self.following(directory, keeps_connections=False) as (maps, takeover, _):
-            assert not maps.adopt([directory / "now"], takeover, NOW)
-        formers = [directory / "next", directory / "now"]
-        with self.following(directory, policy=1) as (maps, _, opened):
-            specs = tuple(it for it in POLICY_SPECS if it.name in {"connections", "policy_states"})
-            with closing(Takeover(opened.maps, specs, [directory / "now"])) as takeover:
-                assert maps.adopt(formers, takeover, NOW)
-
+            assert not maps.adopt(takeover)
+        (directory / "next").rename(directory / "left")
+        with self.following(directory, "now", "left", policy=1) as (maps, takeover, _):
+            assert maps.adopt(takeover)
             assert not maps.knows_connections
 
     @pytest.mark.parametrize("policy", [pytest.param(1024, id="with all else"), pytest.param(1, id="alone")])
@@ -191,7 +182,7 @@ class TestAdoption:
         places = {U32.packer.pack(number): bytes([number]) * 32 for number in (7, 8)}
         NodeMaps(store).write("pod_devices", places)
         with self.following(directory, policy=policy) as (maps, takeover, opened):
-            assert maps.adopt([directory / "now"], takeover, NOW) == (policy == 1)
+            assert maps.adopt(takeover) == (policy == 1)
 
             assert dict(opened.maps["pod_devices"].items()) == places
 
@@ -199,17 +190,18 @@ class TestAdoption:
         with self.following(directory) as (maps, takeover, _):
             maps.apply(PolicyPlan(subjects={bytes(16): bytes(SUBJECT.size)}))
 
-            assert maps.adopt([directory / "now"], takeover, NOW), "it may be a part"
+            assert maps.adopt(takeover), "it may be a part"
             assert maps.read().policy == {}
 
     def test_what_does_not_fit_is_left(self, filled, directory):
         with self.following(directory, policy=1) as (maps, takeover, _):
-            assert maps.adopt([directory / "now"], takeover, NOW)
+            assert maps.adopt(takeover)
             assert maps.read().subjects == {}
-            assert not maps.adopt([directory / "nothing"], takeover, NOW)
+        with self.following(directory, "nothing") as (maps, takeover, _):
+            assert not maps.adopt(takeover)
 
     def test_a_former_that_lacks_a_map_enforces_all_the_same(self, filled, directory):
         (directory / "now" / "blocks").unlink()
         with self.following(directory) as (maps, takeover, _):
-            assert maps.adopt([directory / "now"], takeover, NOW)
+            assert maps.adopt(takeover)
             assert maps.read().subjects == {}

@@ -36,6 +36,14 @@ def let_in(policy: PolicyPath, sent) -> None:
     assert not fault_of_pass(policy.to_pod(sent, "two"), sent)
 
 
+def is_judged_at_either(policy: PolicyPath, sent, arrives) -> None:
+    """Hold that a packet is judged by the sender's policy where it leaves, and by the receiver's where it enters."""
+    assert not fault_of_pass(policy.from_pod(sent), arrives)
+    assert policy.judged() == {(Direction.EGRESS, Reason.POLICY, True): 1}
+    let_in(policy, arrives)
+    assert policy.judged() == {(Direction.INGRESS, Reason.POLICY, True): 1}
+
+
 def deny_entry(policy: PolicyPath, *, moves: bool) -> None:
     policy.rule(Direction.INGRESS, PEER_ANY, subject=TWO, allowed=False, number=9, moves=moves)
 
@@ -173,10 +181,7 @@ def test_a_datagram_is_judged_at_either_device(policy, family):
     both_pods(policy)
     sent = opening("udp", family)
 
-    let_out(policy, sent)
-    assert policy.judged() == {(Direction.EGRESS, Reason.POLICY, True): 1}
-    let_in(policy, sent)
-    assert policy.judged() == {(Direction.INGRESS, Reason.POLICY, True): 1}
+    is_judged_at_either(policy, sent, sent)
 
 
 @STREAMS
@@ -215,12 +220,8 @@ def test_one_to_a_service_is_judged_at_either_device(policy, protocol, family):
     client, server = ends(family)
     policy.serve(protocol, frontend := End(BALANCER[family], 80), inside=to(server), kind=FrontendKind.CLUSTER_IP)
     served = packet(protocol, client, frontend)
-    translated = moved(served, destination=server)
 
-    assert not fault_of_pass(policy.from_pod(served), translated)
-    assert policy.judged() == {(Direction.EGRESS, Reason.POLICY, True): 1}
-    let_in(policy, translated)
-    assert policy.judged() == {(Direction.INGRESS, Reason.POLICY, True): 1}
+    is_judged_at_either(policy, served, moved(served, destination=server))
 
 
 @STREAMS

@@ -18,9 +18,9 @@ from tests.cluster.nodes import POD_RANGES, watching_agent
 from tests.lab.agents import Agent
 from tests.lab.lab import Lab
 from tests.lab.polling import until
+from tests.lab.scene import SIZES
 from tests.requirements import require_root
 
-SIZES = {"frontends": 4096, "segments": 8192, "socketOrigins": 1024, "peerOrigins": 1024}
 DRIFT_CHECK_PERIOD = "500ms"
 """Over long before the end of what is measured."""
 WINDOW_S = 2.0
